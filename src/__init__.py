@@ -1,0 +1,61 @@
+# Copyright 2026 The moss-audio authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""MOSS-Audio for Hugging Face Transformers.
+
+Importing this package registers its classes with Transformers: from then on the Auto classes and
+`pipeline("audio-text-to-text")` load MOSS-Audio checkpoints, released or converted.
+"""
+
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_moss_audio import MossAudioConfig, MossAudioEncoderConfig
+from .modeling_moss_audio import MossAudioEncoder, MossAudioModel
+from .pipeline_moss_audio import AudioTextToTextPipeline
+from .processing_moss_audio import MossAudioProcessor, load_audio, log_mel, split_reasoning
+
+
+__version__ = "0.1.0"
+
+
+def _register():
+    AutoConfig.register(MossAudioConfig.model_type, MossAudioConfig, exist_ok=True)
+    AutoConfig.register(MossAudioEncoderConfig.model_type, MossAudioEncoderConfig, exist_ok=True)
+    AutoModel.register(MossAudioEncoderConfig, MossAudioEncoder, exist_ok=True)
+    auto_classes = [AutoModel, AutoModelForCausalLM]
+    if hasattr(transformers, "AutoModelForMultimodalLM"):
+        auto_classes.append(transformers.AutoModelForMultimodalLM)
+    for auto_class in auto_classes:
+        auto_class.register(MossAudioConfig, MossAudioModel, exist_ok=True)
+    AutoProcessor.register(MossAudioConfig, MossAudioProcessor, exist_ok=True)
+    if "audio-text-to-text" not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(
+            "audio-text-to-text", pipeline_class=AudioTextToTextPipeline, pt_model=AutoModel, type="multimodal"
+        )
+
+
+_register()
+
+__all__ = [
+    "AudioTextToTextPipeline",
+    "MossAudioConfig",
+    "MossAudioEncoder",
+    "MossAudioEncoderConfig",
+    "MossAudioModel",
+    "MossAudioProcessor",
+    "load_audio",
+    "log_mel",
+    "split_reasoning",
+]
