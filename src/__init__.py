@@ -18,8 +18,6 @@ Importing this package registers its classes with Transformers: from then on the
 """
 
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_moss_audio import MossAudioConfig, MossAudioEncoderConfig
 from .modeling_moss_audio import MossAudioEncoder, MossAudioModel
@@ -31,18 +29,20 @@ __version__ = "0.1.0"
 
 
 def _register():
-    AutoConfig.register(MossAudioConfig.model_type, MossAudioConfig, exist_ok=True)
-    AutoConfig.register(MossAudioEncoderConfig.model_type, MossAudioEncoderConfig, exist_ok=True)
-    AutoModel.register(MossAudioEncoderConfig, MossAudioEncoder, exist_ok=True)
-    auto_classes = [AutoModel, AutoModelForCausalLM]
-    if hasattr(transformers, "AutoModelForMultimodalLM"):
-        auto_classes.append(transformers.AutoModelForMultimodalLM)
-    for auto_class in auto_classes:
-        auto_class.register(MossAudioConfig, MossAudioModel, exist_ok=True)
-    AutoProcessor.register(MossAudioConfig, MossAudioProcessor, exist_ok=True)
-    if "audio-text-to-text" not in PIPELINE_REGISTRY.get_supported_tasks():
-        PIPELINE_REGISTRY.register_pipeline(
-            "audio-text-to-text", pipeline_class=AudioTextToTextPipeline, pt_model=AutoModel, type="multimodal"
+    transformers.AutoConfig.register(MossAudioConfig.model_type, MossAudioConfig, exist_ok=True)
+    transformers.AutoConfig.register(MossAudioEncoderConfig.model_type, MossAudioEncoderConfig, exist_ok=True)
+    transformers.AutoModel.register(MossAudioEncoderConfig, MossAudioEncoder, exist_ok=True)
+    for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForMultimodalLM"):
+        if hasattr(transformers, name):
+            getattr(transformers, name).register(MossAudioConfig, MossAudioModel, exist_ok=True)
+    transformers.AutoProcessor.register(MossAudioConfig, MossAudioProcessor, exist_ok=True)
+    registry = transformers.pipelines.PIPELINE_REGISTRY
+    if "audio-text-to-text" not in registry.get_supported_tasks():
+        registry.register_pipeline(
+            "audio-text-to-text",
+            pipeline_class=AudioTextToTextPipeline,
+            pt_model=transformers.AutoModel,
+            type="multimodal",
         )
 
 

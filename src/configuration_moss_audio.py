@@ -17,9 +17,20 @@ Lengths (samples, frames, tokens, seconds) are converted here and nowhere else, 
 """
 
 import math
+import sys
 from typing import Any, Optional, Union
 
+import transformers
 from transformers import PretrainedConfig, Qwen3Config
+
+
+try:
+    import transformers.processing_utils
+except OSError:
+    # Version 5 of Transformers imports torchaudio wherever it is installed, with every model and processor, and fails
+    # with one that was built against another torch or CUDA. What cannot be imported is as good as absent: None says so.
+    sys.modules["torchaudio"] = None
+    transformers.utils.import_utils.is_torchaudio_available.cache_clear()
 
 
 FRAMES_PER_TOKEN = 8  # three convolutions of stride 2
@@ -328,36 +339,6 @@ class MossAudioConfig(PretrainedConfig):
             return {**{name: getattr(self.language_config, name) for name in names}, "rope_parameters": None}
         rope = self.language_config.rope_parameters
         return {"rope_theta": rope["rope_theta"], "rope_scaling": None, "rope_parameters": rope}
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Writes config.json, with the names of all classes that read the folder, and the files that define them."""
-        self.__dict__.update(code_references())
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-
-def code_references() -> dict[str, dict[str, Any]]:
-    """
-    What config.json must name for `trust_remote_code=True` to find the classes in the files beside it: `auto_map` and
-    `custom_pipelines`.
-    """
-    # Transformers brings along the files whose import it finds written in a file: here stand all of them.
-    from .modeling_moss_audio import MossAudioModel
-    from .pipeline_moss_audio import AudioTextToTextPipeline
-    from .processing_moss_audio import MossAudioProcessor
-
-    def name(cls: type) -> str:
-        return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
-
-    models = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMultimodalLM")
-    pipeline = {"impl": name(AudioTextToTextPipeline), "pt": ["AutoModel"], "type": "multimodal"}
-    return {
-        "auto_map": {
-            "AutoConfig": name(MossAudioConfig),
-            **{auto: name(MossAudioModel) for auto in models},
-            "AutoProcessor": name(MossAudioProcessor),
-        },
-        "custom_pipelines": {"audio-text-to-text": pipeline},
-    }
 
 
 _DECODER_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")

@@ -721,6 +721,15 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             f"{sum(lengths) / 100:.0f} s, and about {longest} s is the longest that fits: cut the recording into pieces."
         )
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """
+        Writes a folder that works like the one the model came from, also where this package is not installed: weights,
+        configurations, and the code of all classes (see [`PreTrainedModel.save_pretrained`]).
+        """
+        for name, references in code_references().items():
+            setattr(self.config, name, references)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
     # Generation: clips are not rows, and each is encoded once, in the step that reads its tokens.
 
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs) -> dict[str, Any]:
@@ -840,6 +849,30 @@ def _clips_after(
         return {"audio_data": None, "audio_data_seqlens": None}
     index = torch.tensor(keep, device=audio_data.device)
     return {"audio_data": audio_data[index], "audio_data_seqlens": audio_data_seqlens[torch.tensor(keep)]}
+
+
+def code_references() -> dict[str, dict[str, Any]]:
+    """
+    What config.json must name for `trust_remote_code=True` to find the classes in the files beside it: `auto_map` and
+    `custom_pipelines`.
+    """
+    # Transformers brings along the files that it finds imported in a model's file: here stand those that are missing.
+    from .pipeline_moss_audio import AudioTextToTextPipeline
+    from .processing_moss_audio import MossAudioProcessor
+
+    def name(cls: type) -> str:
+        return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+
+    models = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMultimodalLM")
+    pipeline = {"impl": name(AudioTextToTextPipeline), "pt": ["AutoModel"], "type": "multimodal"}
+    return {
+        "auto_map": {
+            "AutoConfig": name(MossAudioConfig),
+            **{auto: name(MossAudioModel) for auto in models},
+            "AutoProcessor": name(MossAudioProcessor),
+        },
+        "custom_pipelines": {"audio-text-to-text": pipeline},
+    }
 
 
 MossAudioModel.register_for_auto_class("AutoModel")

@@ -179,20 +179,20 @@ def _open_mapping(source: Any, sampling_rate: Optional[int]) -> tuple[Any, Optio
 
 def _to_mono(source: Any) -> torch.Tensor:
     """Samples of any type to float32 `(samples,)`."""
-    if not isinstance(source, torch.Tensor):
-        array = np.asarray(source)
-        if array.dtype.kind not in "iuf":
-            raise ValueError(
-                f"audio of type {type(source).__name__} (dtype {array.dtype}) is neither samples nor a recording; pass "
-                "a path, URL, bytes, file object, array or tensor."
-            )
-        source = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
-    samples = source.detach()
+    samples = source.detach() if isinstance(source, torch.Tensor) else np.asarray(source)
+    if isinstance(samples, np.ndarray) and samples.dtype.kind not in "iuf":
+        raise ValueError(
+            f"audio of type {type(source).__name__} (dtype {samples.dtype}) is neither samples nor a recording; pass a "
+            "path, URL, bytes, file object, array or tensor."
+        )
     if samples.ndim not in (1, 2):
         raise ValueError(
-            f"audio of shape {tuple(samples.shape)} has {samples.ndim} dimensions; one clip is (samples,) or (channels, "
-            "samples). Pass several clips as a list."
+            f"audio of shape {tuple(samples.shape)} has {samples.ndim} dimensions; one clip is (samples,) or "
+            "(channels, samples). Pass several clips as a list."
         )
+    if isinstance(samples, np.ndarray):
+        native = samples.astype(samples.dtype.newbyteorder("="), copy=False)
+        samples = torch.from_numpy(np.ascontiguousarray(native))
     if samples.dtype == torch.bool or samples.is_complex():
         raise ValueError(f"audio of dtype {samples.dtype} is not sound; pass floating or integer samples.")
     if samples.ndim == 1:
@@ -229,9 +229,11 @@ def _decode(source: Any) -> tuple[torch.Tensor, int]:
     try:
         with soundfile.SoundFile(source) as file:
             rate = file.samplerate
-            # Frames as long as their hop are plain blocks, mixed to mono one by one: a long file is never held in full.
-            blocks = librosa.stream(file, block_length=256, frame_length=2048, hop_length=2048, mono=True)
-            parts = [torch.from_numpy(np.ascontiguousarray(block)) for block in blocks]
+            # Frames as long as their hop are plain blocks. They are mixed to mono one by one, so that a long recording
+            # is never held in full; here, because librosa's own mixing refuses samples that are not finite.
+            blocks = librosa.stream(file, block_length=256, frame_length=2048, hop_length=2048, mono=False)
+            mono = (block if block.ndim == 1 else block.mean(axis=0) for block in blocks)
+            parts = [torch.from_numpy(np.ascontiguousarray(block)) for block in mono]
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise ValueError(
             f"{name} cannot be read as sound ({error}); WAV, FLAC, OGG and MP3 are supported, and `ffmpeg -i INPUT "
@@ -806,9 +808,9 @@ def clips_of_texts(texts: list[str], audio: Any) -> list[list[AudioSource]]:
     spans = [count_clips(text) for text in texts]
     if len(rows) == len(texts) and all(not count or count == len(row) for count, row in zip(spans, rows)):
         return rows
-    flat = [clip for row in rows for clip in row]
-    if len(flat) == len(rows) == sum(spans):  # one flat list for the spans of all texts
-        remaining = iter(flat)
+    flat = not any(entry is None or isinstance(entry, (list, tuple)) and not _is_samples(entry) for entry in audio)
+    if flat and len(audio) == sum(spans):  # one list for the spans of all texts
+        remaining = iter(audio)
         return [[next(remaining) for _ in range(count)] for count in spans]
     raise ValueError(
         f"`audio` has {len(audio)} entries for {len(texts)} texts with {spans} placeholders; pass a list with a clip, a "

@@ -1,0 +1,118 @@
+"""The command line, as a user types it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import soundfile
+
+import moss_audio
+from tests.conftest import run_python, waveform
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    soundfile.write(folder / "a.wav", waveform(1, 40000), 16000)
+    soundfile.write(folder / "b b.mp3", waveform(2, 9000), 16000, format="MP3")
+    (folder / "c.wav").write_text("not sound")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_folder, recordings):
+    pipe = moss_audio.AudioTextToTextPipeline(
+        model=moss_audio.MossAudioModel.from_pretrained(tiny_folder),
+        processor=moss_audio.MossAudioProcessor.from_pretrained(tiny_folder),
+        device="cpu",
+    )
+    return {
+        name: pipe(recordings / name, text="Describe this audio.", max_new_tokens=6) for name in ("a.wav", "b b.mp3")
+    }
+
+
+def command(*arguments, cwd):
+    options = {"cwd": cwd, "capture_output": True, "text": True, "encoding": "utf-8"}
+    return subprocess.run([sys.executable, "-m", "moss_audio", *map(str, arguments)], **options)
+
+
+def ask(*arguments, model, cwd):
+    return command("ask", *arguments, "--model", model, "--device", "cpu", "--max-new-tokens", "6", cwd=cwd)
+
+
+def test_one_recording_prints_its_answer_alone(tiny_folder, recordings, answers):
+    done = ask("a.wav", model=tiny_folder, cwd=recordings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == answers["a.wav"]["generated_text"] + "\n"
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_several_print_in_the_order_given(batch_size, tiny_folder, recordings, answers):
+    done = ask("b b.mp3", "a.wav", "b b.mp3", "--batch-size", batch_size, model=tiny_folder, cwd=recordings)
+    assert done.returncode == 0, done.stderr
+    names = ["b b.mp3", "a.wav", "b b.mp3"]
+    assert done.stdout == "".join(f"{name}:\n{answers[name]['generated_text']}\n\n" for name in names)
+    assert "3/3" in done.stderr  # the progress bar
+
+
+def test_json_and_unreadable_files(tiny_folder, recordings, answers):
+    done = ask("a.wav", "c.wav", "missing.wav", "b b.mp3", "--json", model=tiny_folder, cwd=recordings)
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[0] == {"audio": "a.wav", **answers["a.wav"]} and lines[3] == {
+        "audio": "b b.mp3",
+        **answers["b b.mp3"],
+    }
+    assert "cannot be read as sound" in lines[1]["error"] and "no audio file" in lines[2]["error"]
+    assert "c.wav" in done.stderr and "missing.wav" in done.stderr and "2 of 4 recordings failed" in done.stderr
+
+
+def test_a_recording_too_long_for_the_decoder_costs_itself_only(tiny_folder, recordings, answers, tmp_path):
+    soundfile.write(tmp_path / "long.wav", waveform(1, 16000 * 170), 16000)
+    done = ask("a.wav", tmp_path / "long.wav", "--json", model=tiny_folder, cwd=recordings)
+    assert done.returncode == 1
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    assert first == {"audio": "a.wav", **answers["a.wav"]}
+    assert "2048 positions" in second["error"]
+
+
+def test_prompt_and_dtype(tiny_folder, recordings, answers):
+    done = ask("a.wav", "--prompt", "Who?", "--dtype", "float32", "--json", model=tiny_folder, cwd=recordings)
+    assert done.returncode == 0 and json.loads(done.stdout)["generated_text"] != answers["a.wav"]["generated_text"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["a.wav", "--model", "no/such/folder"], "no/such/folder cannot be loaded"),
+        (["a.wav", "--model", ".", "--dtype", "int3"], "'int3' is none of auto, bfloat16, float16, float32"),
+        (["a.wav"], "--model"),
+        (["--model", "."], "recordings"),
+    ],
+)
+def test_what_cannot_run_at_all_has_status_2(arguments, message, recordings):
+    done = command("ask", *arguments, cwd=recordings)
+    assert done.returncode == 2 and not done.stdout
+    assert message.lower() in re.sub(r"[\s│]+", " ", done.stderr).lower()
+    assert "Traceback" not in done.stderr
+
+
+def test_help():
+    done = command("--help", cwd=None)
+    assert done.returncode == 0 and "ask" in done.stdout
+    assert "--max-new-tokens" in command("ask", "--help", cwd=None).stdout
+
+
+def test_help_does_not_wait_for_torch_to_load_a_model(tmp_path):
+    """The parser itself needs nothing heavy: only a command that runs does."""
+    import moss_audio.cli as cli
+
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('cli', {cli.__file__!r})\n"
+        "spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
+        "print('torch' in sys.modules)"
+    )
+    assert run_python(code, cwd=tmp_path).strip() == "False"
