@@ -383,9 +383,11 @@ class MossAudioEncoder(MossAudioPreTrainedModel):
         tokens = [frames_to_tokens(window.frames) for window in group]
         attention_mask = keep = None
         if min(tokens) < max(tokens):
-            valid = torch.arange(max(tokens)) < torch.tensor(tokens)[:, None]  # (windows, tokens)
-            keep = valid.flatten().nonzero().squeeze(1).to(hidden_states.device)
-            attention_mask = self._attention_mask(valid.to(hidden_states.device), hidden_states.dtype)
+            longest, device = hidden_states.shape[1], hidden_states.device
+            keep = [window * longest + token for window, count in enumerate(tokens) for token in range(count)]
+            keep = torch.tensor(keep, device=device)
+            valid = torch.arange(longest, device=device) < torch.tensor(tokens, device=device)[:, None]
+            attention_mask = self._attention_mask(valid, hidden_states.dtype)
 
         def unpad(states: torch.Tensor) -> torch.Tensor:
             states = states.flatten(0, 1)
@@ -416,15 +418,16 @@ class MossAudioEncoder(MossAudioPreTrainedModel):
         for window in group:
             piece = audio_data[window.clip, :, window.start : window.start + window.frames]
             pieces.append(nn.functional.pad(piece, (0, longest - window.frames)))
-        hidden_states = torch.stack(pieces)[:, None].to(self.conv1.weight.device, self.conv1.weight.dtype)
-        lengths = torch.tensor([window.stem_frames for window in group])
+        hidden_states = torch.stack(pieces)[:, None].to(self.conv1.weight.dtype)
+        lengths = [window.stem_frames for window in group]
         for conv in (self.conv1, self.conv2, self.conv3):
+            if min(lengths) < max(lengths):
+                # A convolution must see zeros beyond a window's end, as it would if the window were alone.
+                ends = torch.tensor(lengths, device=hidden_states.device)[:, None]
+                beyond = torch.arange(hidden_states.shape[-1], device=hidden_states.device) >= ends
+                hidden_states = hidden_states.masked_fill(beyond[:, None, None], 0)
             hidden_states = nn.functional.gelu(conv(hidden_states))  # (windows, channels, mels, frames)
-            lengths = (lengths + 1) // 2
-            beyond = torch.arange(hidden_states.shape[-1]) >= lengths[:, None]
-            # A convolution must see zeros beyond a window's end, as it would if the window were alone.
-            if conv is not self.conv3 and beyond.any():
-                hidden_states = hidden_states.masked_fill(beyond[:, None, None].to(hidden_states.device), 0)
+            lengths = [(length + 1) // 2 for length in lengths]
         hidden_states = self.stem_proj(hidden_states.permute(0, 3, 1, 2).flatten(2))  # (windows, tokens, d_model)
         positions = sinusoidal_positions(hidden_states.shape[1], self.config.d_model, hidden_states.device)
         return hidden_states + positions.to(hidden_states.dtype)
@@ -732,14 +735,15 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
 
     # Generation: clips are not rows, and each is encoded once, in the step that reads its tokens.
 
-    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, inputs_embeds: Optional[torch.FloatTensor] = None, **kwargs
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         if inputs.get("audio_data") is None:
             return inputs
         step = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
         total = step.shape[1] if inputs.get("input_ids") is None else input_ids.shape[1]
-        mask = inputs["audio_input_mask"]
-        mask = nn.functional.pad(mask, (0, total - mask.shape[1]))  # what was generated holds no clip
+        mask = _pad_mask(inputs["audio_input_mask"], total)
         cached = total - step.shape[1]
         if cached:
             inputs.update(_clips_after(cached, mask, inputs["audio_data"], inputs["audio_data_seqlens"]))
@@ -768,7 +772,10 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             num_mel_bins = self.config.audio_config.num_mel_bins
             lengths = clip_lengths(audio["audio_data"], audio["audio_data_seqlens"], num_mel_bins)
             embeds = model_kwargs.get("inputs_embeds")
-            mask = self._audio_mask(None if embeds is not None else input_ids, embeds, audio["audio_input_mask"])
+            mask = audio["audio_input_mask"]
+            if mask is not None and embeds is None:  # an assistant gets the mask of the prompt that it continues
+                mask = _pad_mask(mask, input_ids.shape[1])
+            mask = self._audio_mask(None if embeds is not None else input_ids, embeds, mask)
             per_row = clips_per_row(mask, lengths)
         elif input_ids is not None and model_kwargs.get("inputs_embeds") is None:
             self._check_no_clip_is_missing(input_ids, model_kwargs.get("past_key_values"))
@@ -826,6 +833,11 @@ def clips_per_row(audio_input_mask: torch.Tensor, lengths: list[int]) -> list[in
             f"`audio_data` has {len(tokens)} clips, but the audio tokens of the batch are those of the first {clip}."
         )
     return counts
+
+
+def _pad_mask(audio_input_mask: torch.Tensor, total: int) -> torch.Tensor:
+    """The mask of a prompt for `total` tokens: what was generated since holds no clip."""
+    return nn.functional.pad(audio_input_mask, (0, max(0, total - audio_input_mask.shape[1])))
 
 
 def _clips_after(
