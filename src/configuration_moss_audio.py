@@ -197,6 +197,15 @@ class MossAudioEncoderConfig(PretrainedConfig):
         return 2 * self.n_window
 
 
+def _decoder_size(name: str, doc: str) -> property:
+    """A size of the decoder as the whole model's: read there and set there."""
+    return property(
+        lambda self: getattr(self.language_config, name),
+        lambda self, value: setattr(self.language_config, name, value),
+        doc=doc,
+    )
+
+
 class MossAudioConfig(PretrainedConfig):
     r"""
     Configuration of [`MossAudioModel`]. The defaults are those of the released 8B checkpoints.
@@ -288,20 +297,9 @@ class MossAudioConfig(PretrainedConfig):
         """The decoder's configuration, whichever end is asked for: text goes in and comes out there."""
         return self.language_config
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of rows of the decoder's embeddings."""
-        return self.language_config.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the decoder."""
-        return self.language_config.hidden_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of layers of the decoder."""
-        return self.language_config.num_hidden_layers
+    vocab_size = _decoder_size("vocab_size", "Number of rows of the decoder's embeddings.")
+    hidden_size = _decoder_size("hidden_size", "Width of the decoder.")
+    num_hidden_layers = _decoder_size("num_hidden_layers", "Number of layers of the decoder.")
 
     def to_dict(self) -> dict[str, Any]:
         return self._complete(super().to_dict())

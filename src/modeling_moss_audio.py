@@ -26,14 +26,17 @@ from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Model
-from transformers.utils import can_return_tuple
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_moss_audio import (
     FRAMES_PER_TOKEN,
@@ -252,21 +255,8 @@ class MossAudioDecoderLayer(Qwen3DecoderLayer):
         return flat.index_add(0, audio_positions.to(flat.device), features).view_as(hidden_states)
 
 
-class MossAudioLanguageModel(Qwen3Model):
-    """Qwen3 made of layers that take DeepStack features; `Qwen3Model.forward` hands them down as keywords."""
-
-    _no_split_modules = ["MossAudioDecoderLayer"]
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.layers = nn.ModuleList(
-            [MossAudioDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
-        )
-        self.post_init()
-
-
 class MossAudioPreTrainedModel(PreTrainedModel):
-    """What encoder and whole model have in common: which of Transformers' features they support."""
+    """What encoder, decoder and whole model have in common: which of Transformers' features they support."""
 
     config_class = MossAudioConfig
     base_model_prefix = "model"
@@ -280,7 +270,14 @@ class MossAudioPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Optional[dict[str, Any]] = None):
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # Transformers would look for a line in this file, another one in each of its major versions.
+        return True
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Optional[dict[str, Any]] = None, **kwargs
+    ) -> None:
         """
         Turns gradient checkpointing on (see [`PreTrainedModel.gradient_checkpointing_enable`]), non-reentrant.
 
@@ -294,7 +291,24 @@ class MossAudioPreTrainedModel(PreTrainedModel):
                 "`gradient_checkpointing_kwargs` {'use_reentrant': True} does not work with MOSS-Audio, whose layers "
                 "take features as keyword arguments; leave it out or set it to False."
             )
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        # Newer versions of Transformers come here from `activation_checkpointing_enable`; their parent method of this
+        # name would warn of it.
+        enable = getattr(super(), "_activation_checkpointing_enable", super().gradient_checkpointing_enable)
+        enable(options, **kwargs)
+
+
+class MossAudioLanguageModel(MossAudioPreTrainedModel, Qwen3Model):
+    """Qwen3 made of layers that take DeepStack features; `Qwen3Model.forward` hands them down as keywords."""
+
+    config_class = Qwen3Config
+    input_modalities = ("text",)
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            [MossAudioDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.post_init()
 
 
 class MossAudioEncoder(MossAudioPreTrainedModel):
@@ -429,10 +443,16 @@ class MossAudioEncoder(MossAudioPreTrainedModel):
         positions = sinusoidal_positions(hidden_states.shape[1], self.config.d_model, hidden_states.device)
         return hidden_states + positions.to(hidden_states.dtype)
 
-    def _attention_mask(self, valid: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _attention_mask(self, valid: torch.Tensor, dtype: torch.dtype) -> Union[torch.Tensor, BlockMask]:
         """`valid` (windows, tokens) in the form that the attention implementation reads."""
-        if "flash" in (self.config._attn_implementation or ""):
+        implementation = self.config._attn_implementation or ""
+        if "flash" in implementation:
             return valid
+        if implementation == "flex_attention":
+            windows, tokens = valid.shape
+            return create_block_mask(
+                lambda window, head, query, key: valid[window, key], windows, None, tokens, tokens, device=valid.device
+            )
         mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
         mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
         return mask[:, None, None, :].expand(-1, 1, valid.shape[1], -1)  # (windows, 1, queries, keys)
@@ -514,6 +534,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "language_model.embed_tokens.weight"}
     _keys_to_ignore_on_load_unexpected = [r"audio_encoder\.embed_positions\.inv_timescales"]
+    _tp_plan = Qwen3ForCausalLM._tp_plan  # of `lm_head`, in the words of the installed version
 
     def __init__(self, config: MossAudioConfig):
         super().__init__(config)
@@ -604,7 +625,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         audio_data_seqlens: Optional[Union[torch.Tensor, list[int]]] = None,
         audio_input_mask: Optional[torch.BoolTensor] = None,
         logits_to_keep: Union[int, torch.Tensor] = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MossAudioCausalLMOutputWithPast:
         r"""
         Args:
@@ -677,6 +698,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
                 vocab_size=self.config.vocab_size,
                 ignore_index=self.config.ignore_index,
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
+                shift_labels=kwargs.get("shift_labels"),
             )
         return MossAudioCausalLMOutputWithPast(
             loss=loss,
