@@ -16,7 +16,7 @@ import transformers
 
 
 HERE = Path(__file__).resolve().parent
-SUITES = ("model_conformance.py",)
+SUITES = ("model_conformance.py", "processor_conformance.py")
 PARAMETERIZED = "parameterized==0.9.0"  # the one package that the tests need and this project does not
 
 # What the tests import and the source distribution lacks.
