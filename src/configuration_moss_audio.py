@@ -308,7 +308,8 @@ class MossAudioConfig(PretrainedConfig):
         output = super().to_diff_dict()
         for name in self.sub_configs:
             output[name] = getattr(self, name).to_diff_dict()
-            output[name].pop("transformers_version", None)
+            for key in ("transformers_version", "_pre_quantization_dtype"):  # of no use there, and the latter no JSON
+                output[name].pop(key, None)
         return self._complete(output)
 
     def _complete(self, output: dict[str, Any]) -> dict[str, Any]:

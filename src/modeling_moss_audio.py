@@ -20,6 +20,7 @@ What is special about it, in the order of the data:
 - Rows of a batch may hold any number of clips. Clips are not rows: they come packed, in the order of their tokens.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union
@@ -36,7 +37,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 from transformers.processing_utils import Unpack
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .configuration_moss_audio import (
     FRAMES_PER_TOKEN,
@@ -450,8 +453,9 @@ class MossAudioEncoder(MossAudioPreTrainedModel):
             return valid
         if implementation == "flex_attention":
             windows, tokens = valid.shape
+            lengths = valid.sum(1)
             return create_block_mask(
-                lambda window, head, query, key: valid[window, key], windows, None, tokens, tokens, device=valid.device
+                lambda window, head, query, key: key < lengths[window], windows, None, tokens, tokens, valid.device
             )
         mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
         mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
@@ -516,6 +520,29 @@ def _restoring_index(counts: list[int], order: list[int]) -> Optional[list[int]]
     return [position for index in sorted(starts) for position in range(starts[index][0], sum(starts[index]))]
 
 
+def spare_small_parts(quantization_config: Union[QuantizationConfigMixin, dict[str, Any]]) -> QuantizationConfigMixin:
+    """A copy of a quantization config that leaves the parts around encoder and decoder alone, if it names none itself."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):  # each method has its own word
+        if getattr(quantization_config, name, ()) is None:
+            setattr(quantization_config, name, list(_UNQUANTIZED))
+    return quantization_config
+
+
+# A tenth of the weights, and all that the decoder hears and says goes through them.
+_UNQUANTIZED = (
+    "audio_encoder.conv1",
+    "audio_encoder.conv2",
+    "audio_encoder.conv3",
+    "audio_encoder.stem_proj",
+    "audio_adapter",
+    "deepstack_audio_merger_list",
+    "lm_head",
+)
+
+
 class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
     r"""
     MOSS-Audio: sound and text in, text out. The class has the head for text and generates; it is what `AutoModel`,
@@ -559,6 +586,16 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         for name, value in defaults.items():
             if getattr(self.generation_config, name, None) is None:
                 setattr(self.generation_config, name, value)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """
+        Loads a checkpoint (see [`PreTrainedModel.from_pretrained`]). A `quantization_config` that names no modules to
+        leave alone leaves the encoder's stem, adapter, mergers and `lm_head` alone.
+        """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = spare_small_parts(kwargs["quantization_config"])
+        return super().from_pretrained(*args, **kwargs)
 
     def adjust_generation_fn(self, *args, **kwargs):
         """Version 5 of Transformers calls this after loading, and makes a new generation config in it."""
