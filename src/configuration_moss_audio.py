@@ -208,6 +208,15 @@ class MossAudioEncoderConfig(PretrainedConfig):
         return 2 * self.n_window
 
 
+def _decoder_size(name: str, doc: str) -> property:
+    """A size of the decoder as the whole model's: read there and set there."""
+    return property(
+        lambda self: getattr(self.language_config, name),
+        lambda self, value: setattr(self.language_config, name, value),
+        doc=doc,
+    )
+
+
 class MossAudioConfig(PretrainedConfig):
     r"""
     Configuration of [`MossAudioModel`]. The defaults are those of the released 8B checkpoints.
@@ -299,20 +308,9 @@ class MossAudioConfig(PretrainedConfig):
         """The decoder's configuration, whichever end is asked for: text goes in and comes out there."""
         return self.language_config
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of rows of the decoder's embeddings."""
-        return self.language_config.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the decoder."""
-        return self.language_config.hidden_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of layers of the decoder."""
-        return self.language_config.num_hidden_layers
+    vocab_size = _decoder_size("vocab_size", "Number of rows of the decoder's embeddings.")
+    hidden_size = _decoder_size("hidden_size", "Width of the decoder.")
+    num_hidden_layers = _decoder_size("num_hidden_layers", "Number of layers of the decoder.")
 
     def to_dict(self) -> dict[str, Any]:
         return self._complete(super().to_dict())
@@ -321,7 +319,8 @@ class MossAudioConfig(PretrainedConfig):
         output = super().to_diff_dict()
         for name in self.sub_configs:
             output[name] = getattr(self, name).to_diff_dict()
-            output[name].pop("transformers_version", None)
+            for key in ("transformers_version", "_pre_quantization_dtype"):  # of no use there, and the latter no JSON
+                output[name].pop(key, None)
         return self._complete(output)
 
     def _complete(self, output: dict[str, Any]) -> dict[str, Any]:

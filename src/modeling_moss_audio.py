@@ -20,20 +20,26 @@ What is special about it, in the order of the data:
 - Rows of a batch may hold any number of clips. Clips are not rows: they come packed, in the order of their tokens.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Model
-from transformers.utils import can_return_tuple
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
+from transformers.processing_utils import Unpack
+from transformers.quantizers import AutoQuantizationConfig
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .configuration_moss_audio import (
     FRAMES_PER_TOKEN,
@@ -252,21 +258,8 @@ class MossAudioDecoderLayer(Qwen3DecoderLayer):
         return flat.index_add(0, audio_positions.to(flat.device), features).view_as(hidden_states)
 
 
-class MossAudioLanguageModel(Qwen3Model):
-    """Qwen3 made of layers that take DeepStack features; `Qwen3Model.forward` hands them down as keywords."""
-
-    _no_split_modules = ["MossAudioDecoderLayer"]
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.layers = nn.ModuleList(
-            [MossAudioDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
-        )
-        self.post_init()
-
-
 class MossAudioPreTrainedModel(PreTrainedModel):
-    """What encoder and whole model have in common: which of Transformers' features they support."""
+    """What encoder, decoder and whole model have in common: which of Transformers' features they support."""
 
     config_class = MossAudioConfig
     base_model_prefix = "model"
@@ -280,7 +273,14 @@ class MossAudioPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Optional[dict[str, Any]] = None):
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # Transformers would look for a line in this file, another one in each of its major versions.
+        return True
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Optional[dict[str, Any]] = None, **kwargs
+    ) -> None:
         """
         Turns gradient checkpointing on (see [`PreTrainedModel.gradient_checkpointing_enable`]), non-reentrant.
 
@@ -294,7 +294,24 @@ class MossAudioPreTrainedModel(PreTrainedModel):
                 "`gradient_checkpointing_kwargs` {'use_reentrant': True} does not work with MOSS-Audio, whose layers "
                 "take features as keyword arguments; leave it out or set it to False."
             )
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        # Newer versions of Transformers come here from `activation_checkpointing_enable`; their parent method of this
+        # name would warn of it.
+        enable = getattr(super(), "_activation_checkpointing_enable", super().gradient_checkpointing_enable)
+        enable(options, **kwargs)
+
+
+class MossAudioLanguageModel(MossAudioPreTrainedModel, Qwen3Model):
+    """Qwen3 made of layers that take DeepStack features; `Qwen3Model.forward` hands them down as keywords."""
+
+    config_class = Qwen3Config
+    input_modalities = ("text",)
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            [MossAudioDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.post_init()
 
 
 class MossAudioEncoder(MossAudioPreTrainedModel):
@@ -432,10 +449,17 @@ class MossAudioEncoder(MossAudioPreTrainedModel):
         positions = sinusoidal_positions(hidden_states.shape[1], self.config.d_model, hidden_states.device)
         return hidden_states + positions.to(hidden_states.dtype)
 
-    def _attention_mask(self, valid: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _attention_mask(self, valid: torch.Tensor, dtype: torch.dtype) -> Union[torch.Tensor, BlockMask]:
         """`valid` (windows, tokens) in the form that the attention implementation reads."""
-        if "flash" in (self.config._attn_implementation or ""):
+        implementation = self.config._attn_implementation or ""
+        if "flash" in implementation:
             return valid
+        if implementation == "flex_attention":
+            windows, tokens = valid.shape
+            lengths = valid.sum(1)
+            return create_block_mask(
+                lambda window, head, query, key: key < lengths[window], windows, None, tokens, tokens, valid.device
+            )
         mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
         mask = mask.masked_fill(~valid, torch.finfo(dtype).min)
         return mask[:, None, None, :].expand(-1, 1, valid.shape[1], -1)  # (windows, 1, queries, keys)
@@ -499,6 +523,29 @@ def _restoring_index(counts: list[int], order: list[int]) -> Optional[list[int]]
     return [position for index in sorted(starts) for position in range(starts[index][0], sum(starts[index]))]
 
 
+def spare_small_parts(quantization_config: Union[QuantizationConfigMixin, dict[str, Any]]) -> QuantizationConfigMixin:
+    """A copy of a quantization config that leaves the parts around encoder and decoder alone, if it names none itself."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules"):  # each method has its own word
+        if getattr(quantization_config, name, ()) is None:
+            setattr(quantization_config, name, list(_UNQUANTIZED))
+    return quantization_config
+
+
+# A tenth of the weights, and all that the decoder hears and says goes through them.
+_UNQUANTIZED = (
+    "audio_encoder.conv1",
+    "audio_encoder.conv2",
+    "audio_encoder.conv3",
+    "audio_encoder.stem_proj",
+    "audio_adapter",
+    "deepstack_audio_merger_list",
+    "lm_head",
+)
+
+
 class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
     r"""
     MOSS-Audio: sound and text in, text out. The class has the head for text and generates; it is what `AutoModel`,
@@ -517,6 +564,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "language_model.embed_tokens.weight"}
     _keys_to_ignore_on_load_unexpected = [r"audio_encoder\.embed_positions\.inv_timescales"]
+    _tp_plan = Qwen3ForCausalLM._tp_plan  # of `lm_head`, in the words of the installed version
 
     def __init__(self, config: MossAudioConfig):
         super().__init__(config)
@@ -541,6 +589,16 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         for name, value in defaults.items():
             if getattr(self.generation_config, name, None) is None:
                 setattr(self.generation_config, name, value)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """
+        Loads a checkpoint (see [`PreTrainedModel.from_pretrained`]). A `quantization_config` that names no modules to
+        leave alone leaves the encoder's stem, adapter, mergers and `lm_head` alone.
+        """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = spare_small_parts(kwargs["quantization_config"])
+        return super().from_pretrained(*args, **kwargs)
 
     def adjust_generation_fn(self, *args, **kwargs):
         """Version 5 of Transformers calls this after loading, and makes a new generation config in it."""
@@ -607,7 +665,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         audio_data_seqlens: Optional[Union[torch.Tensor, list[int]]] = None,
         audio_input_mask: Optional[torch.BoolTensor] = None,
         logits_to_keep: Union[int, torch.Tensor] = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MossAudioCausalLMOutputWithPast:
         r"""
         Args:
@@ -680,6 +738,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
                 vocab_size=self.config.vocab_size,
                 ignore_index=self.config.ignore_index,
                 num_items_in_batch=kwargs.get("num_items_in_batch"),
+                shift_labels=kwargs.get("shift_labels"),
             )
         return MossAudioCausalLMOutputWithPast(
             loss=loss,

@@ -23,6 +23,7 @@ import functools
 import importlib
 import inspect
 import io
+import itertools
 import os
 import re
 import urllib.error
@@ -36,7 +37,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AddedToken, BatchFeature
 from transformers.audio_utils import mel_filter_bank
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import AudioKwargs, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from .configuration_moss_audio import (
     frames_to_tokens,
@@ -397,6 +399,24 @@ def split_reasoning(text: str) -> tuple[Optional[str], str]:
 # ----------------------------------------------------------------------------------------------------------- processor
 
 
+class MossAudioAudioKwargs(AudioKwargs, total=False):
+    """
+    enable_time_marker (`bool`, *optional*):
+        Overrides the processor's setting for this call.
+    device (`str` or `torch.device`, *optional*):
+        Where the features are computed and the tensors returned; by default each clip's own device, and the CPU for
+        what is not a tensor.
+    """
+
+    enable_time_marker: Optional[bool]
+    device: Optional[Union[str, torch.device]]
+
+
+class MossAudioProcessorKwargs(ProcessingKwargs, total=False):
+    audio_kwargs: MossAudioAudioKwargs
+    _defaults = {"text_kwargs": {"padding": True}, "common_kwargs": {"return_tensors": "pt"}}
+
+
 class MossAudioProcessor(ProcessorMixin):
     r"""
     Turns recordings and texts into the inputs of [`MossAudioModel`], and its tokens into text.
@@ -437,6 +457,7 @@ class MossAudioProcessor(ProcessorMixin):
 
     attributes = ["tokenizer"]
     tokenizer_class = "AutoTokenizer"
+    valid_processor_kwargs = MossAudioProcessorKwargs
 
     def __init__(
         self,
@@ -472,6 +493,13 @@ class MossAudioProcessor(ProcessorMixin):
             processor_dict["chat_template"] = template
         return processor_dict, kwargs
 
+    def save_pretrained(
+        self, save_directory: Union[str, os.PathLike], push_to_hub: bool = False, **kwargs
+    ) -> list[str]:
+        saved = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        self.__dict__.pop("auto_map", None)  # of the saved files; this processor is the same as before
+        return saved
+
     @property
     def config(self) -> SimpleNamespace:
         """The settings as attributes (`processor.config.mel_sr`), as clients of the published processor read them."""
@@ -497,12 +525,7 @@ class MossAudioProcessor(ProcessorMixin):
         text: Optional[Union[str, list[str]]] = None,
         audio: Optional[Union[AudioSource, list]] = None,
         audios: Optional[Union[AudioSource, list]] = None,
-        sampling_rate: Optional[int] = None,
-        enable_time_marker: Optional[bool] = None,
-        padding: Union[bool, str] = True,
-        return_tensors: Optional[str] = "pt",
-        device: Optional[Union[str, torch.device]] = None,
-        **kwargs,
+        **kwargs: Unpack[MossAudioProcessorKwargs],
     ) -> BatchFeature:
         r"""
         Args:
@@ -527,7 +550,8 @@ class MossAudioProcessor(ProcessorMixin):
                 Where the features are computed and the tensors returned; by default each clip's own device, and the
                 CPU for what is not a tensor.
             kwargs:
-                Further arguments of the tokenizer.
+                Further arguments of the tokenizer. All but the clips and texts may also stand in `text_kwargs`,
+                `audio_kwargs` or `common_kwargs`, as with every processor.
 
         Returns:
             [`BatchFeature`] with `input_ids` and `attention_mask` (batch, seq), and where there is a clip `audio_data`
@@ -544,34 +568,34 @@ class MossAudioProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         clips = clips_of_texts(texts, audios if audio is None else audio)
         prompts = [as_prompt(text, len(row), index) for index, (text, row) in enumerate(zip(texts, clips))]
-        return self._process(
-            prompts,
-            clips,
-            sampling_rate=sampling_rate,
-            enable_time_marker=enable_time_marker,
-            padding=padding,
-            return_tensors=return_tensors,
-            device=device,
-            **kwargs,
-        )
+        return self._process(prompts, clips, **kwargs)
 
     def _process(
         self,
         prompts: list[str],
         clips: list[list[AudioSource]],
-        sampling_rate: Optional[int] = None,
-        enable_time_marker: Optional[bool] = None,
-        padding: Union[bool, str] = True,
-        return_tensors: Optional[str] = "pt",
-        device: Optional[Union[str, torch.device]] = None,
-        **kwargs,
+        assistant_spans: Optional[list[list[tuple[int, int]]]] = None,
+        **kwargs: Unpack[MossAudioProcessorKwargs],
     ) -> BatchFeature:
-        """Model inputs for whole prompts and the clips of each; see `__call__`."""
-        samples = self._load(clips, sampling_rate, device)
+        """
+        Model inputs for whole prompts and the clips of each; see `__call__`. Where `assistant_spans` gives characters
+        of the prompts, `assistant_masks` (batch, seq) is 1 for the tokens that they become.
+        """
+        init_kwargs = self.tokenizer.init_kwargs
+        kwargs = self._merge_kwargs(MossAudioProcessorKwargs, tokenizer_init_kwargs=init_kwargs, **kwargs)
+        text_kwargs, audio_kwargs = kwargs["text_kwargs"], kwargs["audio_kwargs"]
+        return_tensors, device = text_kwargs.pop("return_tensors", None), audio_kwargs.get("device")
+        samples = self._load(clips, audio_kwargs.get("sampling_rate"), device)
         lengths = [samples_to_frames(clip.shape[0], self.mel_config["mel_hop_length"]) for clip in samples]
-        markers = self.enable_time_marker if enable_time_marker is None else enable_time_marker
-        expanded = self.expand_clips(prompts, [frames_to_tokens(length) for length in lengths], markers)
-        encoding = self.tokenizer(expanded, padding=padding, **kwargs)
+        markers = audio_kwargs.get("enable_time_marker")
+        markers = self.enable_time_marker if markers is None else markers
+        tokens = [frames_to_tokens(length) for length in lengths]
+        if assistant_spans is None:
+            encoding = self.tokenizer(self.expand_clips(prompts, tokens, markers), **text_kwargs)
+        else:
+            expanded, assistant_spans = self._expand_with_spans(prompts, assistant_spans, tokens, markers)
+            encoding = self.tokenizer(expanded, **{**text_kwargs, "return_offsets_mapping": True})
+            encoding["assistant_masks"] = _tokens_in_spans(encoding.pop("offset_mapping"), assistant_spans)
         self._check_tokens(encoding["input_ids"], clips, lengths, markers)
         data = dict(encoding)
         if samples:
@@ -610,6 +634,21 @@ class MossAudioProcessor(ProcessorMixin):
             return start + expand_clip(next(remaining), enable_time_marker, self.audio_token) + end
 
         return [_SPAN.sub(fill, prompt) for prompt in prompts]
+
+    def _expand_with_spans(
+        self, prompts: list[str], spans: list[list[tuple[int, int]]], tokens: list[int], enable_time_marker: bool
+    ) -> tuple[list[str], list[list[tuple[int, int]]]]:
+        """`expand_clips`, and where in the expanded prompts the characters of `spans` (no clip crosses an end) are."""
+        cuts = [[0, *(end for span in row for end in span), len(text)] for text, row in zip(prompts, spans)]
+        pieces = [text[start:end] for text, row in zip(prompts, cuts) for start, end in zip(row, row[1:])]
+        pieces = iter(self.expand_clips(pieces, tokens, enable_time_marker))
+        expanded, moved = [], []
+        for row in cuts:
+            parts = [next(pieces) for _ in row[1:]]
+            ends = list(itertools.accumulate(map(len, parts)))
+            expanded.append("".join(parts))
+            moved.append(list(zip(ends[:-1:2], ends[1::2])))
+        return expanded, moved
 
     def _check_tokens(self, input_ids: list[list[int]], clips: list[list], lengths: list[int], markers: bool):
         """Refuses prompts that were cut inside a clip or are longer than the decoder's positions."""
@@ -670,6 +709,7 @@ class MossAudioProcessor(ProcessorMixin):
         return_dict: bool = False,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
+        return_assistant_tokens_mask: bool = False,
         processor_kwargs: Optional[dict[str, Any]] = None,
         **kwargs,
     ) -> Union[str, list[str], torch.Tensor, BatchFeature]:
@@ -691,6 +731,9 @@ class MossAudioProcessor(ProcessorMixin):
                 Whether to open the assistant's turn.
             continue_final_message (`bool`, *optional*, defaults to `False`):
                 Whether to leave the last message open, to be continued.
+            return_assistant_tokens_mask (`bool`, *optional*, defaults to `False`):
+                With `tokenize` and `return_dict`, whether to return `assistant_masks` (batch, seq) too: 1 for the
+                tokens that the template has between `{% generation %}` and `{% endgeneration %}`.
             processor_kwargs (`dict`, *optional*):
                 Arguments of the processor's call. Those that it names may also stand among `kwargs`.
             kwargs:
@@ -705,20 +748,20 @@ class MossAudioProcessor(ProcessorMixin):
             _refuse_audio_tokens(messages)
         call = {name: kwargs.pop(name) for name in _CALL_ARGUMENTS if name in kwargs}
         call.update(processor_kwargs or {})
-        prompts = self.tokenizer.apply_chat_template(
+        prompts, spans = render_jinja_template(
             conversations,
             chat_template=self._chosen_template(chat_template),
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            **kwargs,
+            return_assistant_tokens_mask=return_assistant_tokens_mask,
+            **{**self.tokenizer.special_tokens_map, **kwargs},
         )
         if not tokenize:
             return prompts if batched else prompts[0]
         clips = [_audio_items(messages) for messages in conversations]
         for index, (prompt, row) in enumerate(zip(prompts, clips)):
             _check_spans(prompt, len(row), index)
-        inputs = self._process(prompts, clips, **call)
+        inputs = self._process(prompts, clips, spans if return_assistant_tokens_mask else None, **call)
         return inputs if return_dict else inputs["input_ids"]
 
     def _chosen_template(self, chat_template: Optional[str]) -> str:
@@ -869,6 +912,14 @@ def _token_at(tokenizer: Any, token_id: int, name: str) -> str:
         f"be added there{f' ({name} is at {known[name]})' if name in known else ''}: pass the ids of its audio tokens as "
         "`audio_token_id`, `audio_start_id` and `audio_end_id`."
     )
+
+
+def _tokens_in_spans(offsets: list[list[tuple[int, int]]], spans: list[list[tuple[int, int]]]) -> list[list[int]]:
+    """1 for the tokens that have a character in one of the row's spans; padding has none."""
+    return [
+        [int(any(start < high and low < end for low, high in row)) for start, end in tokens]
+        for tokens, row in zip(offsets, spans)
+    ]
 
 
 def _stack(clips: list[torch.Tensor]) -> torch.Tensor:
