@@ -111,8 +111,9 @@ def convert(
 ):
     """Turn a released checkpoint into a folder that Transformers loads by itself.
 
-    Everything is written beside TARGET and renamed at the end: what is there is complete. A rerun goes on after an
-    interruption, and leaves a complete TARGET of the same command as it is.
+    Everything is written beside TARGET and renamed at the end: what is
+    there is complete. The same command again goes on after an interruption,
+    and leaves a complete TARGET as it is.
     """
     with reported_errors():
         from .convert import convert as make

@@ -36,6 +36,7 @@ from . import ConversionError
 from .manifest import LEFTOVER, compare_names, compare_shapes, parameter_count, parse_config, some, tensor_manifest
 from .native import CONFIG, GENERATION_CONFIG, ID_KEYS, PROCESSOR_CONFIG, TEMPLATE_FILE, audio_ids
 from .target import CODE, MARKER, code_hashes, file_hash
+from .tokenizer import TokenizerFiles
 from .weights import NAMES, Weights, check_dtypes, format_size, read_json, read_weights
 
 
@@ -79,6 +80,7 @@ class Folder:
 
     @functools.cached_property
     def tokenizer(self) -> Any:
+        TokenizerFiles(self.path)  # Transformers 5 makes up an empty tokenizer where there is none
         try:
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -374,7 +374,8 @@ def initial_entry(name: str, shape: Shape, dtype: str, std: float, seed: int) ->
 
     def blocks() -> Iterator[memoryview]:
         kind = name.split(".")
-        generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+        # Of a generator's seed on the CPU 32 bits count.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
         for size in _pieces(math.prod(shape), BLOCK_BYTES // 4):
             if kind[-1] == "bias":
                 values = torch.zeros(size)
