@@ -17,6 +17,8 @@ The released tokenizer is Qwen3's. Its files are edited, not saved anew: what Tr
 read in full, and either may be asked to read the result.
 """
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -46,6 +48,57 @@ class AudioIds(NamedTuple):
         return dict(sorted(zip(self, (AUDIO_TOKEN, AUDIO_START_TOKEN, AUDIO_END_TOKEN))))
 
 
+class FastFile:
+    """
+    A tokenizer.json, of which the list of added tokens is read and written, and the rest stays the bytes that it is: as
+    objects its vocabulary and merges would take more memory than anything else in a conversion.
+
+    Raises:
+        ConversionError: where it is not the file of a BPE tokenizer.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        content = path.read_bytes()
+        if not content.rstrip().endswith(b"}"):
+            raise ConversionError(f"{path} is not whole; download it again.")
+        self.added, start, end = self._value(content, "added_tokens", "[")
+        self.before, self.after = content[:start], content[end:]
+
+    def _value(self, content: bytes, key: str, opening: str) -> tuple[Any, int, int]:
+        """The value of a key, and where it stands. No token of a vocabulary has a list or an object for its id."""
+        text = content.decode("latin-1")  # a character for each byte; the structure of JSON is ASCII
+        found = re.search(rf'"{key}"\s*:\s*(?={re.escape(opening)})', text)
+        if found is None:
+            raise ConversionError(f"{self.path} has no `{key}`: it is not the file of a BPE tokenizer.")
+        try:
+            end = json.JSONDecoder().raw_decode(text, found.end())[1]
+            return json.loads(content[found.end() : end]), found.end(), end
+        except ValueError as error:
+            raise ConversionError(f"{self.path} cannot be read as JSON: {error}.") from error
+
+    def vocab(self) -> dict[str, int]:
+        """The vocabulary, without the added tokens."""
+        return self._value(self.after, "vocab", "{")[0]
+
+    def rename(self, token_id: int, old: str, new: str):
+        """Gives a token another name, also where it is a key of the vocabulary or of the post-processor."""
+        for token in self.added:
+            if token["id"] == token_id:
+                token.update(content=new, special=True)
+        self.before, self.after = (
+            content.replace(f"{json.dumps(old)}:".encode(), f"{json.dumps(new)}:".encode())
+            for content in (self.before, self.after)
+        )
+
+    def write(self, path: Path):
+        """Writes the file."""
+        with open(path, "wb") as file:
+            file.write(self.before)
+            file.write(json.dumps(self.added, indent=2, ensure_ascii=False).encode())
+            file.write(self.after)
+
+
 class TokenizerFiles:
     """
     The files of a tokenizer: a tokenizer.json, or vocab.json and merges.txt, or both, and what goes with them.
@@ -61,15 +114,17 @@ class TokenizerFiles:
             raise ConversionError(
                 f"{folder} has no tokenizer: neither {FAST}, nor {VOCAB} and {MERGES}. Copy those of its Qwen3 decoder there."
             )
-        self.json = {name: read_json(folder / name) for name in sorted(present - {MERGES})}
+        self.json = {name: read_json(folder / name) for name in (CONFIG, ADDED, SPECIAL) if name in present}
         self.json.setdefault(CONFIG, {"tokenizer_class": "Qwen2Tokenizer"})
-        self.vocab: dict[str, int] = self.json[VOCAB] if VOCAB in self.json else self.json[FAST]["model"]["vocab"]
+        self.fast = FastFile(folder / FAST) if FAST in present else None
+        self.vocab: dict[str, int] = read_json(folder / VOCAB) if VOCAB in present else self.fast.vocab()
+        self.copied = present & {VOCAB, MERGES}  # files that stay as they are
         self.added = self._added()
 
     def _added(self) -> dict[int, dict[str, Any]]:
         """Added tokens by id, whichever file names them."""
         added: dict[int, dict[str, Any]] = {}
-        for token in self.json.get(FAST, {}).get("added_tokens", ()):
+        for token in self.fast.added if self.fast else ():
             added[token["id"]] = {name: value for name, value in token.items() if name != "id"}
         for token_id, token in self.json[CONFIG].get("added_tokens_decoder", {}).items():
             added.setdefault(int(token_id), token)
@@ -136,22 +191,19 @@ class TokenizerFiles:
 
     def _rename(self, token_id: int, name: str):
         old = self._at(token_id)
-        for vocab in (
-            self.json.get(VOCAB),
-            self.json.get(FAST, {}).get("model", {}).get("vocab"),
-            self.json.get(ADDED),
-        ):
-            if vocab and old in vocab:
-                vocab[name] = vocab.pop(old)
+        if old in self.vocab:
+            self.vocab[name] = self.vocab.pop(old)
+            self.copied.discard(VOCAB)
+        if old in self.json.get(ADDED, ()):
+            self.json[ADDED][name] = self.json[ADDED].pop(old)
         self.added[token_id] = {**self.added.get(token_id, _special(name)), "content": name, "special": True}
-        for token in self.json.get(FAST, {}).get("added_tokens", ()):
-            if token["id"] == token_id:
-                token.update(content=name, special=True)
+        if self.fast:
+            self.fast.rename(token_id, old, name)
 
     def _add(self, token_id: int, name: str):
         self.added[token_id] = _special(name)
-        if FAST in self.json:
-            self.json[FAST].setdefault("added_tokens", []).append({"id": token_id, **_special(name)})
+        if self.fast:
+            self.fast.added.append({"id": token_id, **_special(name)})
         if ADDED in self.json:
             self.json[ADDED][name] = token_id
 
@@ -191,8 +243,12 @@ class TokenizerFiles:
         """Writes the files into a folder."""
         for name, content in self.json.items():
             write_json(folder / name, content)
-        if (self.folder / MERGES).is_file():
-            shutil.copyfile(self.folder / MERGES, folder / MERGES)
+        if self.fast:
+            self.fast.write(folder / FAST)
+        if (self.folder / VOCAB).is_file() and VOCAB not in self.copied:
+            write_json(folder / VOCAB, self.vocab)
+        for name in sorted(self.copied):
+            shutil.copyfile(self.folder / name, folder / name)
 
 
 def _special(content: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from .manifest import LEFTOVER, Shape, some
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # config.json's names and the format's
 NAMES = {code: name for name, code in TYPES.items()}
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 22
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 Blocks = Callable[[], Iterator[Any]]  # gives the bytes of a tensor, piece by piece

@@ -282,6 +282,16 @@ def bare(folder: Path):
     (folder / "tokenizer_config.json").unlink()
 
 
+def in_the_vocabulary(folder: Path):
+    """Some tokenizers list added tokens among the others, too."""
+    everything(folder)
+    added = read(folder / "added_tokens.json")
+    change(folder / "vocab.json", **added)
+    content = read(folder / "tokenizer.json")
+    content["model"]["vocab"].update(added)
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def released(tmp_path_factory) -> Path:
     """A tiny checkpoint with the real tokenizer. Not to be changed."""
@@ -289,7 +299,9 @@ def released(tmp_path_factory) -> Path:
     return scaffold(str(folder), tokenizer=str(QWEN3_TOKENIZER))
 
 
-@pytest.mark.parametrize("change_files", [None, fast_only, everything, padded_with_the_audio_token, bare])
+@pytest.mark.parametrize(
+    "change_files", [None, fast_only, everything, padded_with_the_audio_token, bare, in_the_vocabulary]
+)
 def test_audio_tokens_get_their_names_and_nothing_else_changes(released, tmp_path, change_files):
     folder = tmp_path / "released"
     shutil.copytree(released, folder)
@@ -503,6 +515,15 @@ def no_tokenizer(folder):
     (folder / "merges.txt").unlink()
 
 
+def truncated_tokenizer(folder):
+    (folder / "tokenizer.json").write_text('{"added_tokens": [], "model": {"vocab"', encoding="utf-8")
+
+
+def no_bpe_tokenizer(folder):
+    (folder / "tokenizer.json").write_text('{"added_tokens": [], "model": {"vocab": []}}', encoding="utf-8")
+    (folder / "vocab.json").unlink()
+
+
 def another_tokenizer(folder):
     change(folder / "processor_config.json", audio_start_id=310)
     change(folder / "config.json", audio_start_id=310)
@@ -548,6 +569,8 @@ def fractional_mel(folder):
         (index_outside, "names files outside of the folder"),
         (twice, "lm_head.weight is both in a.safetensors and in b.safetensors"),
         (no_tokenizer, "has no tokenizer"),
+        (truncated_tokenizer, "tokenizer.json is not whole"),
+        (no_bpe_tokenizer, "has no `vocab`: it is not the file of a BPE tokenizer"),
         (another_tokenizer, "ends before id 301"),
         (taken_id, "has '</think>' at 299"),
         (disagreeing_ids, "has `audio_token_id` 299, config.json 300"),
@@ -656,6 +679,19 @@ def test_a_killed_conversion_leaves_no_target_and_is_gone_on_with(source, target
     assert not work.exists() and not (target / MARKER).exists() and not list(target.glob("*.part"))
     before, after = tensors_of(source), tensors_of(target)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_interruption_keeps_what_is_done(source, target, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moss_audio.conversion.convert.copy_file", interrupt)
+        result = CliRunner().invoke(app, ["convert", str(source), str(target)])
+    assert result.exit_code == 130 and "the same command goes on" in result.output
+    assert not target.exists() and (tmp_path / "target.incomplete" / MARKER).exists()
+    convert(str(source), str(target))
+    assert not (tmp_path / "target.incomplete").exists()
 
 
 def test_what_another_job_left_is_not_gone_on_with(target, tmp_path):
