@@ -25,7 +25,7 @@ from moss_audio.configuration_moss_audio import MossAudioConfig, MossAudioEncode
 
 from . import ConversionError
 from .card import write_card
-from .convert import DEFAULT_SHARD_SIZE, resulting_dtype
+from .convert import DEFAULT_SHARD_SIZE, optional_json, resulting_dtype
 from .manifest import HEAD, LEFTOVER, Shape, compare, decoder_manifest, parse_config, tensor_manifest
 from .native import (
     CONFIG,
@@ -117,9 +117,8 @@ def assemble(
     ids = audio_ids(config, {})
     shards = _joined_shards(config, stored, TYPES[dtype], seed)
     check_space(path, sum(shard.space for shard in shards))
-    generation = folders["decoder"] / GENERATION_CONFIG
+    generation_config = optional_json(folders["decoder"] / GENERATION_CONFIG)
     with building(path, job) as work:
-        generation_config = read_json(generation) if generation.is_file() else None
         write_native_files(work, config, {}, generation_config, tokenizer, ids, dtype)
         write_card(work, model_id=path.name, source=path.name)
         with progress(shards, path.name) as report:

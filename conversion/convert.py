@@ -173,19 +173,20 @@ def read_source(folder: Path, source: str, identity: dict[str, Any], dtype: str 
         raise ConversionError(f"the weights of {folder} do not fit its config.json: {problem}.")
     check_dtypes(weights, folder)
     resulting_dtype(config, weights, dtype)
-    processor_config = _optional_json(folder / PROCESSOR_CONFIG) or {}
+    processor_config = optional_json(folder / PROCESSOR_CONFIG) or {}
     ids = audio_ids({**config, "language_config": parsed.language_config.to_dict()}, processor_config)
     native_processor_config(processor_config, ids, parsed.language_config.max_position_embeddings)
     tokenizer = TokenizerFiles(folder)
     tokenizer.name_audio_tokens(ids)
-    generation_config = _optional_json(folder / GENERATION_CONFIG)
+    generation_config = optional_json(folder / GENERATION_CONFIG)
     name = (
         released_name(source) or released_name(str(folder)) or (folder if "files" in identity else Path(source)).name
     )
     return Source(folder, name, config, processor_config, generation_config, weights, tokenizer, ids, identity)
 
 
-def _optional_json(path: Path) -> Optional[dict[str, Any]]:
+def optional_json(path: Path) -> Optional[dict[str, Any]]:
+    """The object in a JSON file, None without one."""
     return read_json(path) if path.is_file() else None
 
 

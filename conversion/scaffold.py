@@ -126,12 +126,7 @@ def scaffold(
     Raises:
         ConversionError: with what is wrong with an argument, or where the disk has no room.
     """
-    if size not in SIZES:
-        raise ConversionError(f"`size` {size!r} is none of {', '.join(SIZES)}.")
-    if dtype not in TYPES:
-        raise ConversionError(f"`dtype` {dtype!r} is none of {', '.join(TYPES)}.")
-    if seed < 0:
-        raise ConversionError(f"`seed` {seed} must not be negative.")
+    _check_arguments(size, seed, dtype)
     path, limit = resolve(target), parse_size(max_shard_size)
     files = None if tokenizer is None else TokenizerFiles(Path(tokenizer).expanduser())
     inputs = {} if files is None else {"tokenizer": folder_identity(files.folder)}
@@ -151,20 +146,25 @@ def scaffold(
     with building(path, job) as work:
         write_json(work / CONFIG, config)
         _write_processor_config(work, ids)
-        end, padding = (_small_id("<|im_end|>"), _small_id("<|endoftext|>")) if made_up else (151645, 151643)
-        write_json(work / GENERATION_CONFIG, {"do_sample": False, "eos_token_id": end, "pad_token_id": padding})
         if files is None:
             write_byte_tokenizer(work, 256 if made_up else FIRST_ADDED_ID)
         else:
             _copy_tokenizer(files.folder, work)
+        write_json(work / GENERATION_CONFIG, {"do_sample": False, **TokenizerFiles(work).ends})
         write_text(work / LICENSE_FILE, license_text())
-        write_text(
-            work / "README.md",
-            f"A MOSS-Audio checkpoint of size {size} with random weights: for tests, not for use.\n",
-        )
+        write_text(work / "README.md", f"A MOSS-Audio checkpoint of size {size} with random weights, for tests.\n")
         with progress(shards, path.name) as report:
             write_shards(work, shards, report)
     return path
+
+
+def _check_arguments(size: str, seed: int, dtype: str):
+    if size not in SIZES:
+        raise ConversionError(f"`size` {size!r} is none of {', '.join(SIZES)}.")
+    if dtype not in TYPES:
+        raise ConversionError(f"`dtype` {dtype!r} is none of {', '.join(TYPES)}.")
+    if seed < 0:
+        raise ConversionError(f"`seed` {seed} must not be negative.")
 
 
 def released_config(size: str, dtype: str, vocab_size: Optional[int] = None) -> dict[str, Any]:

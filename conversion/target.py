@@ -18,7 +18,6 @@ target was made from stands in a record inside it, so that a rerun can tell its 
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ from typing import Any
 import moss_audio
 
 from . import ConversionError
-from .weights import format_size, read_json, write_json
+from .weights import DISK_FULL, format_size, read_json, write_json
 
 
 RECORD = "conversion.json"  # in a finished folder
@@ -149,7 +148,7 @@ def building(target: Path, job: Job) -> Iterator[Path]:
         _put_in_place(work, target)
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
-        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        if error.errno not in DISK_FULL:
             raise
         raise ConversionError(
             f"the disk of {target} is full ({error.strerror}); what was written is removed."

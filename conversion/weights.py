@@ -39,6 +39,7 @@ SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # config.json's names and the format's
 NAMES = {code: name for name, code in TYPES.items()}
 BLOCK_BYTES = 1 << 22
+DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 Blocks = Callable[[], Iterator[Any]]  # gives the bytes of a tensor, piece by piece
@@ -321,7 +322,7 @@ def link_file(source: Path, path: Path, report: Report):
     try:
         os.link(source, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC):
+        if error.errno in DISK_FULL:
             raise
         raise ConversionError(f"{source} cannot be linked to {path} ({error.strerror}); pass --copy.") from error
     report(path.stat().st_size)

@@ -72,9 +72,10 @@ class OpenAI:
         self.chat = types.SimpleNamespace(completions=Completions())
 
 requests = []
-sys.modules["openai"] = types.SimpleNamespace(OpenAI=OpenAI)
 names = {}
 for number, snippet in enumerate(json.load(open(sys.argv[1], encoding="utf-8"))):
+    if "openai" in snippet:  # not before Transformers has looked for the real one
+        sys.modules["openai"] = types.SimpleNamespace(OpenAI=OpenAI)
     exec(compile(snippet, f"snippet {number}", "exec"), names)
 names["model"].save_pretrained("saved")
 names["processor"].save_pretrained("saved")
