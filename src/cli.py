@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command line: `moss-audio ask`, also as `python -m moss_audio`.
+"""The command line: `moss-audio ask` and the commands of `moss_audio.conversion`, also as `python -m moss_audio`.
 
 Answers go to standard output in the order of the recordings; progress, warnings and failures go to standard error. The
 exit status is 0 where everything was answered, 1 where a recording failed, 2 where the command cannot run at all.
@@ -23,18 +23,15 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .conversion import commands as conversion_commands
+
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="MOSS-Audio: ask about recordings, in sound and text.",
+    help="MOSS-Audio: ask about recordings, in sound and text; convert, check and make checkpoints.",
 )
-
-
-@app.callback()
-def commands():
-    """Without a callback, Typer would make the only command the program itself."""
 
 
 @app.command()
@@ -122,6 +119,9 @@ def _print_result(name: str, result: dict[str, Optional[str]], as_json: bool, he
         print(json.dumps({"audio": name, **result}, ensure_ascii=False), flush=True)
     elif "error" not in result:
         print(f"{name}:\n{result['generated_text']}\n" if headed else result["generated_text"], flush=True)
+
+
+conversion_commands.register(app)
 
 
 def main():
