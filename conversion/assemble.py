@@ -21,7 +21,7 @@ from typing import Any, Optional
 
 from transformers import Qwen3Config
 
-from moss_audio.configuration_moss_audio import MossAudioConfig, MossAudioEncoderConfig, _portable_rope
+from moss_audio.configuration_moss_audio import MossAudioConfig, MossAudioEncoderConfig, portable_rope
 
 from . import ConversionError
 from .card import write_card
@@ -199,9 +199,9 @@ def _read_decoder(folder: Path) -> tuple[dict[str, Any], Weights]:
         )
     weights = read_weights(folder)
     expected = {
-        DECODER + name: shape for name, shape in decoder_manifest(Qwen3Config(**_portable_rope(config))).items()
+        DECODER + name: shape for name, shape in decoder_manifest(Qwen3Config(**portable_rope(config))).items()
     }
-    if not Qwen3Config(**_portable_rope(config)).tie_word_embeddings:
+    if not Qwen3Config(**portable_rope(config)).tie_word_embeddings:
         expected[HEAD] = expected[f"{DECODER}embed_tokens.weight"]
     for problem in compare({_joined_name(name): shape for name, shape in weights.shapes.items()}, expected):
         raise ConversionError(f"the weights of the decoder {folder} do not fit its config.json: {problem}.")
@@ -340,7 +340,7 @@ def _encoder_name(name: str) -> Optional[str]:
 def _write_decoder_files(source: Path, work: Path, config: dict[str, Any], dtype: str):
     parsed = parse_config(config)
     language = {
-        **_portable_rope(config["language_config"]),
+        **portable_rope(config["language_config"]),
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
         "tie_word_embeddings": parsed.tie_word_embeddings,

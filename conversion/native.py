@@ -18,7 +18,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Optional
 
-from moss_audio.configuration_moss_audio import MossAudioConfig, _portable_rope, code_references
+from moss_audio.configuration_moss_audio import MossAudioConfig, portable_rope
+from moss_audio.modeling_moss_audio import code_references
 from moss_audio.processing_moss_audio import CHAT_TEMPLATE, RELEASED_MEL_CONFIG, MossAudioProcessor
 
 from . import ConversionError
@@ -61,7 +62,7 @@ def native_config(config: dict[str, Any], ids: AudioIds, dtype: str) -> dict[str
     tied = MossAudioConfig(**config).tie_word_embeddings
     native = {**config, "architectures": ["MossAudioModel"], "tie_word_embeddings": tied}
     native["audio_config"] = dict(config["audio_config"])
-    native["language_config"] = {**_portable_rope(config["language_config"]), "tie_word_embeddings": tied}
+    native["language_config"] = {**portable_rope(config["language_config"]), "tie_word_embeddings": tied}
     native.update(ids._asdict())
     references = code_references()
     native["auto_map"] = {**(config.get("auto_map") or {}), **references["auto_map"]}

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import transformers
 from transformers import AutoTokenizer
 
-from moss_audio.configuration_moss_audio import MossAudioConfig, code_references
+from moss_audio.configuration_moss_audio import MossAudioConfig
+from moss_audio.modeling_moss_audio import code_references
 from moss_audio.processing_moss_audio import RELEASED_MEL_CONFIG, default_prompt
 
 from . import ConversionError

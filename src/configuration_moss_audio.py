@@ -67,7 +67,7 @@ def longest_clip_seconds(positions: int, text_tokens: int = 0, enable_time_marke
     return seconds
 
 
-def _portable_rope(language_config: dict[str, Any]) -> dict[str, Any]:
+def portable_rope(language_config: dict[str, Any]) -> dict[str, Any]:
     """A decoder's config with its rope in the keys of both major versions of Transformers.
 
     Version 5 reads and writes `rope_parameters`; version 4 reads and writes `rope_theta` and `rope_scaling`, and falls
@@ -280,7 +280,7 @@ class MossAudioConfig(PretrainedConfig):
         if language_config is None:
             language_config = _RELEASED_8B_DECODER
         if isinstance(language_config, dict):
-            language_config = Qwen3Config(**_portable_rope(language_config))
+            language_config = Qwen3Config(**portable_rope(language_config))
         # The decoder's own value is the one that counts: Transformers 4 reads it there, Transformers 5 at the top.
         if tie_word_embeddings is None:
             tie_word_embeddings = language_config.tie_word_embeddings
@@ -326,7 +326,7 @@ class MossAudioConfig(PretrainedConfig):
     def _complete(self, output: dict[str, Any]) -> dict[str, Any]:
         """What either major version of Transformers needs to read from a file that the other one wrote."""
         language = {**output["language_config"], "tie_word_embeddings": self.tie_word_embeddings}
-        output["language_config"] = _portable_rope({**language, **self._current_rope()})
+        output["language_config"] = portable_rope({**language, **self._current_rope()})
         output["tie_word_embeddings"] = self.tie_word_embeddings
         output.update({name: getattr(self, name) for name in _DECODER_SIZES})
         return output

@@ -933,15 +933,6 @@ def _stack(clips: list[torch.Tensor]) -> torch.Tensor:
     return batch
 
 
-def _files_of_a_folder():
-    """
-    Never called. Of a local folder, Transformers 4 copies the files that a remote-code file imports itself, and then
-    looks for those that they import, too: all are named here, because the processor may be what is loaded first.
-    """
-    from .modeling_moss_audio import MossAudioModel  # noqa: F401
-    from .pipeline_moss_audio import AudioTextToTextPipeline  # noqa: F401
-
-
 MossAudioProcessor.register_for_auto_class()
 
 __all__ = ["MossAudioProcessor", "load_audio", "log_mel", "split_reasoning"]
