@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,16 +32,23 @@ def waveform(seed: int, samples: int) -> np.ndarray:
     return (tone + 0.02 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
-def run_python(code: str, *, path: list[Path] = (), cwd: Path, blocked: list[str] = (), **environment: str) -> str:
+def run_python(
+    code: str, *arguments: Any, cwd: Path, path: list[Path] = (), blocked: tuple[str, ...] = (), **environment: str
+) -> str:
     """
-    Runs code in a fresh interpreter in which the `blocked` modules cannot be imported, and returns what it prints.
-    Remote code is cached in `cwd`.
+    Runs code in a fresh interpreter that looks for modules in `path` first and cannot import those of `blocked`, and
+    returns what it prints. Remote code is cached in `cwd`.
     """
-    preamble = "".join(f"import sys; sys.modules[{name!r}] = None\n" for name in blocked)
+    preamble = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in blocked)
     env = {**os.environ, "HF_MODULES_CACHE": str(cwd / "modules"), "PYTHONIOENCODING": "utf-8", **environment}
-    env["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    env["PYTHONPATH"] = os.pathsep.join([*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-c", preamble + code], cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8"
+        [sys.executable, "-c", preamble + code, *map(str, arguments)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,30 +1,22 @@
 """What the tests of `moss_audio.conversion` share: sources to convert, sounds, fresh processes, and a stand-in for the Hub."""
 
 import base64
+import functools
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import threading
 import wave
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
 from safetensors.torch import load_file, save_file
 
+from tests import conftest
+from tests.conftest import DATA, waveform
 
-DATA = Path(__file__).parent / "data"
+
 TINY, GOLDEN, QWEN3_TOKENIZER = DATA / "model_tiny", DATA / "golden", DATA / "qwen3-tokenizer"
-
-
-def waveform(seed: int, samples: int) -> np.ndarray:
-    """The clips of the golden cases, float32 at 16 kHz, by their formula."""
-    t = np.arange(samples) / 16000
-    tone = 0.3 * np.sin(2 * np.pi * (220 + 40 * seed) * t) * np.exp(-3 * (t % 1))
-    return (tone + 0.02 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
 def write_wav(path: Path, seed: int, samples: int):
@@ -65,31 +57,8 @@ def shard(folder: Path, count: int, index: bool = True):
         (folder / "model.safetensors.index.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def run_python(
-    code: str, *arguments: Any, cwd: Path, blocked: tuple[str, ...] = ("moss_audio",), **environment: str
-) -> str:
-    """
-    Runs code in a fresh interpreter that cannot import the `blocked` modules, and returns what it prints. Remote code is
-    cached in `cwd`.
-    """
-    preamble = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in blocked)
-    env = {
-        **os.environ,
-        "HF_MODULES_CACHE": str(cwd / "modules"),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONIOENCODING": "utf-8",
-        **environment,
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", preamble + code, *map(str, arguments)],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+# Most of what is made here must work where the package is not installed.
+run_python = functools.partial(conftest.run_python, blocked=("moss_audio",))
 
 
 class Hub:
@@ -228,7 +197,10 @@ class Hub:
         return {"oid": item["oid"], "size": item["size"], "authenticated": True, "actions": {"upload": action}}
 
     def file(self, request: BaseHTTPRequestHandler, repository: str, name: str):
-        content = (self.downloads[repository] / name).read_bytes()
+        folder = self.downloads.get(repository)
+        content = self.uploads.get(repository, {}).get(name) if folder is None else (folder / name).read_bytes()
+        if content is None:
+            return self.send(request, {"error": "not found"}, status=404, headers={"X-Error-Code": "EntryNotFound"})
         headers = {"X-Repo-Commit": self.COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
         self.send(request, content, headers=headers)
 

@@ -22,7 +22,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from moss_audio import MossAudioProcessor, load_audio, log_mel, split_reasoning
 from moss_audio.processing_moss_audio import count_clips, default_prompt, expand_clip
-from tests.conftest import CODE, DATA, run_python, waveform
+from tests.conftest import DATA, run_python, waveform
 
 
 CASES = [case["name"] for case in json.loads((DATA / "golden" / "processor_cases.json").read_text("utf-8"))["cases"]]
@@ -646,7 +646,7 @@ print((after - before) * (1 if sys.platform == "darwin" else 1024), tuple(inputs
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no `resource` module")
 def test_ten_minutes_take_little_memory(tmp_path):
     code = MEMORY.format(tokenizer=str(DATA / "qwen3-tokenizer"))
-    used, shape = run_python(code, cwd=tmp_path, path=[CODE.parent]).split(maxsplit=1)
+    used, shape = run_python(code, cwd=tmp_path).split(maxsplit=1)
     assert shape.strip() == "(1, 128, 60000)"
     assert int(used) < 200e6
 

@@ -148,7 +148,7 @@ def test_the_package_works_with_a_torchaudio_that_does_not_import(tiny_folder, t
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text(BROKEN_TORCHAUDIO)
     code = BROKEN.format(load="from moss_audio import MossAudioProcessor", folder=str(tiny_folder))
-    assert run_python(code, cwd=tmp_path, path=[tmp_path, CODE.parent]).endswith("RESULTS[100]\n")
+    assert run_python(code, cwd=tmp_path, path=[tmp_path]).endswith("RESULTS[100]\n")
 
 
 def test_the_model_is_remote_code_with_a_torchaudio_that_does_not_import(native_folder, tmp_path):
