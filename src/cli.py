@@ -70,13 +70,16 @@ def _load_pipeline(model: str, device: str, dtype: str) -> Any:
     """The pipeline for a checkpoint; a message and exit status 2 where it cannot be loaded."""
     import torch
 
-    from . import AudioTextToTextPipeline, MossAudioModel, MossAudioProcessor
+    from . import AudioTextToTextPipeline, MossAudioConfig, MossAudioModel, MossAudioProcessor
 
     if dtype not in ("auto", "bfloat16", "float16", "float32"):
         raise typer.BadParameter(f"{dtype!r} is none of auto, bfloat16, float16, float32.", param_hint="--dtype")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        config_dict, _ = MossAudioConfig.get_config_dict(model)
+        if config_dict.get("model_type") != MossAudioConfig.model_type:
+            raise ValueError(f"its config.json has `model_type` {config_dict.get('model_type')!r}, not 'moss_audio'.")
         processor = MossAudioProcessor.from_pretrained(model)
         loaded = MossAudioModel.from_pretrained(model, dtype=dtype)
         return AudioTextToTextPipeline(model=loaded, processor=processor, device=torch.device(device))
@@ -102,12 +105,15 @@ def _run(pipe: Any, inputs: list[dict[str, Any]], max_new_tokens: int) -> list[d
     """Answers for prepared inputs as one batch; where that fails, one by one, so that only the culprit is lost."""
     if not inputs:
         return []
+    failure = None
     try:
         batch = {key: [item[key] for item in inputs] for key in inputs[0]}
         outputs = pipe.forward(batch, max_new_tokens=max_new_tokens)
     except (ValueError, RuntimeError) as error:
+        failure = str(error)  # the error itself would keep the memory of the batch, which may be what was missing
+    if failure is not None:
         if len(inputs) == 1:
-            return [{"error": str(error)}]
+            return [{"error": failure}]
         return [result for item in inputs for result in _run(pipe, [item], max_new_tokens)]
     return [pipe.postprocess({"prompt": [text], "ids": [ids]}) for text, ids in zip(outputs["prompt"], outputs["ids"])]
 
@@ -126,4 +132,7 @@ conversion_commands.register(app)
 
 def main():
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):  # answers are in any language, also where the terminal's code page is not
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
     app(prog_name="moss-audio")

@@ -16,6 +16,7 @@
 Lengths (samples, frames, tokens, seconds) are converted here and nowhere else, so that processor and model agree.
 """
 
+import bisect
 import math
 import sys
 from typing import Any, Optional, Union
@@ -26,11 +27,15 @@ from transformers import PretrainedConfig, Qwen3Config
 
 try:
     import transformers.processing_utils
-except OSError:
+except (ImportError, OSError, RuntimeError, AttributeError):
     # Version 5 of Transformers imports torchaudio wherever it is installed, with every model and processor, and fails
     # with one that was built against another torch or CUDA. What cannot be imported is as good as absent: None says so.
-    sys.modules["torchaudio"] = None
-    transformers.utils.import_utils.is_torchaudio_available.cache_clear()
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        sys.modules["torchaudio"] = None
+        getattr(transformers.utils.import_utils.is_torchaudio_available, "cache_clear", lambda: None)()
+    import transformers.processing_utils
 
 
 FRAMES_PER_TOKEN = 8  # three convolutions of stride 2
@@ -61,10 +66,20 @@ def span_tokens(tokens: int, enable_time_marker: bool = True) -> int:
 
 def longest_clip_seconds(positions: int, text_tokens: int = 0, enable_time_marker: bool = True) -> int:
     """Whole seconds of the longest clip that fits a prompt of `positions` tokens beside `text_tokens` others."""
-    seconds = 0
-    while text_tokens + span_tokens(math.ceil((seconds + 1) * TOKENS_PER_SECOND), enable_time_marker) <= positions:
-        seconds += 1
-    return seconds
+
+    def fits(seconds: int) -> bool:
+        return text_tokens + span_tokens(math.ceil(seconds * TOKENS_PER_SECOND), enable_time_marker) <= positions
+
+    candidates = range(1, math.ceil(positions / TOKENS_PER_SECOND) + 1)
+    return bisect.bisect_left(candidates, True, key=lambda seconds: not fits(seconds))
+
+
+def decoder_positions(language_config: Union[Qwen3Config, dict[str, Any]]) -> int:
+    """How many positions a decoder has, those of a scaled rope (YaRN, say) included."""
+    values = language_config if isinstance(language_config, dict) else language_config.to_dict()
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    positions = values["max_position_embeddings"]
+    return max(positions, int(rope.get("original_max_position_embeddings", 0) * rope.get("factor", 1)))
 
 
 def portable_rope(language_config: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +123,7 @@ class MossAudioEncoderConfig(PretrainedConfig):
         encoder_ffn_dim (`int`, *optional*, defaults to 5120):
             Width of the feed-forward networks.
         activation_function (`str`, *optional*, defaults to `"gelu"`):
-            Activation of stem and feed-forward networks.
+            Activation of the feed-forward networks; the stem's is always GELU.
         dropout (`float`, *optional*, defaults to 0.1):
             Dropout on both residual branches of a layer.
         attention_dropout (`float`, *optional*, defaults to 0.1):
@@ -258,7 +273,7 @@ class MossAudioConfig(PretrainedConfig):
 
     model_type = "moss_audio"
     sub_configs = {"audio_config": MossAudioEncoderConfig, "language_config": Qwen3Config}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "audio_hidden_states"]  # the latter is packed, not in rows
 
     def __init__(
         self,
@@ -337,7 +352,8 @@ class MossAudioConfig(PretrainedConfig):
             names = ("rope_theta", "rope_scaling")
             return {**{name: getattr(self.language_config, name) for name in names}, "rope_parameters": None}
         rope = self.language_config.rope_parameters
-        return {"rope_theta": rope["rope_theta"], "rope_scaling": None, "rope_parameters": rope}
+        theta = rope.get("rope_theta", self.language_config.default_theta)
+        return {"rope_theta": theta, "rope_scaling": None, "rope_parameters": rope}
 
 
 _DECODER_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")

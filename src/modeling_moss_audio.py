@@ -45,6 +45,7 @@ from .configuration_moss_audio import (
     FRAMES_PER_TOKEN,
     MossAudioConfig,
     MossAudioEncoderConfig,
+    decoder_positions,
     frames_to_tokens,
     longest_clip_seconds,
     span_tokens,
@@ -238,9 +239,7 @@ class MossAudioGatedMLP(nn.Module):
 class MossAudioDecoderLayer(Qwen3DecoderLayer):
     """A Qwen3 layer that adds its DeepStack features to its output, at the positions of the audio tokens."""
 
-    def __init__(self, config, layer_idx: int):
-        super().__init__(config, layer_idx)
-        self.layer_idx = layer_idx
+    layer_idx: int
 
     def forward(
         self,
@@ -308,10 +307,9 @@ class MossAudioLanguageModel(MossAudioPreTrainedModel, Qwen3Model):
 
     def __init__(self, config):
         super().__init__(config)
-        self.layers = nn.ModuleList(
-            [MossAudioDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
-        )
-        self.post_init()
+        for layer_idx, layer in enumerate(self.layers):  # made into our kind instead of built twice
+            layer.__class__ = MossAudioDecoderLayer
+            layer.layer_idx = layer_idx
 
 
 class MossAudioEncoder(MossAudioPreTrainedModel):
@@ -490,10 +488,10 @@ def clip_lengths(
         ValueError: where `audio_data` is not `(clips, num_mel_bins, frames)`, `audio_data_seqlens` is missing or has
             another number of clips, or a length is not between 1 and the number of frames.
     """
-    if audio_data.ndim != 3 or audio_data.shape[1] != num_mel_bins:
+    if audio_data.ndim != 3 or audio_data.shape[1] != num_mel_bins or not audio_data.shape[0]:
         raise ValueError(
             f"`audio_data` has shape {tuple(audio_data.shape)}; expected (clips, {num_mel_bins}, frames) as the "
-            "processor returns it."
+            "processor returns it, or None where there is no clip."
         )
     if audio_data_seqlens is None:
         raise ValueError(
@@ -582,8 +580,8 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _set_generation_defaults(self):
-        """Greedy, up to 1024 tokens, to the end of the turn: what holds where a folder has no generation_config.json."""
-        defaults = {"max_new_tokens": 1024}
+        """Greedy, up to 1024 tokens, to the end of the turn: what holds where generation_config.json does not say."""
+        defaults = {"max_new_tokens": 1024} if self.generation_config.max_length in (None, 20) else {}
         if self.config.vocab_size > END_OF_TURN_ID:
             defaults.update(eos_token_id=END_OF_TURN_ID, pad_token_id=PADDING_ID)
         for name, value in defaults.items():
@@ -598,12 +596,10 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         """
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = spare_small_parts(kwargs["quantization_config"])
-        return super().from_pretrained(*args, **kwargs)
-
-    def adjust_generation_fn(self, *args, **kwargs):
-        """Version 5 of Transformers calls this after loading, and makes a new generation config in it."""
-        super().adjust_generation_fn(*args, **kwargs)
-        self._set_generation_defaults()
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        model._set_generation_defaults()
+        return loaded
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.embed_tokens
@@ -712,6 +708,8 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             self._check_positions(audio_input_mask, lengths)
             audio = self.get_audio_features(audio_data, lengths)
             audio_positions = audio_input_mask.flatten().nonzero().squeeze(1)
+        elif labels is not None and input_ids is not None and not torch.compiler.is_compiling():
+            self._check_no_clip_is_missing(input_ids, past_key_values)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if audio is not None:
@@ -719,6 +717,8 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             embeds = audio.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, audio_positions, embeds).view_as(inputs_embeds)
             kwargs.update(deepstack_features=audio.deepstack_features, audio_positions=audio_positions)
+        elif self.training and _is_distributed():
+            inputs_embeds = inputs_embeds + self._silence().to(inputs_embeds.device, inputs_embeds.dtype)
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -749,6 +749,14 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             audio_hidden_states=None if audio is None else audio.pooler_output,
         )
 
+    def _silence(self) -> torch.Tensor:
+        """Zero, by way of every audio parameter: distributed training waits for their gradients in each batch."""
+        frames = FRAMES_PER_TOKEN
+        features = self.get_audio_features(
+            torch.zeros(1, self.config.audio_config.num_mel_bins, frames, device=self.device), [frames]
+        )
+        return 0 * sum(part.sum() for part in (features.pooler_output, *features.deepstack_features))
+
     def _audio_mask(
         self,
         input_ids: Optional[torch.LongTensor],
@@ -771,10 +779,8 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
 
     def _check_positions(self, audio_input_mask: torch.Tensor, lengths: list[int]):
         """Refuses a prompt that the decoder has no positions for, before anything is computed."""
-        decoder = self.config.language_config
-        limit, prompt = decoder.max_position_embeddings, audio_input_mask.shape[1]
-        rope = getattr(decoder, "rope_scaling", None) or {}
-        if prompt <= limit * max(1, rope.get("factor", 1)):
+        limit, prompt = decoder_positions(self.config.language_config), audio_input_mask.shape[1]
+        if prompt <= limit:
             return
         spans = sum(span_tokens(frames_to_tokens(length)) for length in lengths)
         longest = longest_clip_seconds(limit, max(0, prompt - spans))
@@ -802,6 +808,8 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             return inputs
         step = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
         total = step.shape[1] if inputs.get("input_ids") is None else input_ids.shape[1]
+        if inputs["audio_input_mask"].shape[1] > total:
+            raise ValueError("`prefill_chunk_size` does not work with clips, which are read as a whole; leave it out.")
         mask = _pad_mask(inputs["audio_input_mask"], total)
         cached = total - step.shape[1]
         if cached:
@@ -861,6 +869,10 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
                 f"`input_ids` holds {missing} audio tokens, but there is no `audio_data`; pass all that the processor "
                 "returns."
             )
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 _AUDIO_INPUTS = ("audio_data", "audio_data_seqlens", "audio_input_mask")

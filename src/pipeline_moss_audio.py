@@ -24,6 +24,8 @@ from typing import Any, Optional, Union
 from transformers import Pipeline
 from transformers.utils import logging
 
+# The first is for Transformers 5.8 to 5.13, which put into their cache what a file imports itself, and no more.
+from .configuration_moss_audio import MossAudioConfig  # noqa: F401
 from .processing_moss_audio import split_reasoning
 
 
@@ -145,6 +147,8 @@ class AudioTextToTextPipeline(Pipeline):
             text = None
         if _is_conversation(audio):
             return super().__call__(Conversation(audio), text=text, **kwargs)
+        if isinstance(audio, (list, tuple)) and not audio:
+            return []
         if isinstance(audio, (list, tuple)):
             audio = [_pair(item, text, index, len(audio)) for index, item in enumerate(audio)]
             return super().__call__(audio, **kwargs)
@@ -198,8 +202,9 @@ class AudioTextToTextPipeline(Pipeline):
         batch = self.processor.pad(features).to(self.device)
         if hasattr(self, "_prepare_generate_kwargs"):  # version 5 of Transformers
             generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=False)
-        elif "generation_config" not in generate_kwargs:
-            generate_kwargs["generation_config"] = self.generation_config
+        else:
+            generate_kwargs = {"generation_config": self.generation_config, **generate_kwargs}
+            generate_kwargs["return_dict_in_generate"] = False
         if getattr(self, "assistant_model", None) is not None:
             generate_kwargs.setdefault("assistant_model", self.assistant_model)
         ids = self.model.generate(**batch, **generate_kwargs)
@@ -216,7 +221,10 @@ class AudioTextToTextPipeline(Pipeline):
         return results[0] if len(results) == 1 else results
 
     def _result(self, prompt: Any, ids: Any, return_full_text: bool, return_raw_text: bool) -> dict[str, Any]:
-        reasoning, answer = split_reasoning(self.processor.decode(ids, skip_special_tokens=True))
+        text = self.processor.decode(ids, skip_special_tokens=True)
+        reasoning, answer = split_reasoning(text)
+        if reasoning is None and isinstance(prompt, Conversation) and prompt.is_open:
+            answer = text  # it goes on in the middle of a sentence: its spaces count
         result = {"generated_text": _full_text(prompt, answer) if return_full_text else answer, "reasoning": reasoning}
         if return_raw_text:
             ids = ids[ids != self.processor.tokenizer.pad_token_id]
@@ -246,8 +254,9 @@ def _pair(item: Any, text: Any, index: int, total: int) -> Any:
         raise ValueError(
             f"`text` has {len(text)} questions for {total} recordings; pass one for all, or one for each."
         )
-    audio, question = _audio_and_text(item, question)
-    return {"audio": audio, "text": question}
+    if isinstance(item, Mapping) and ("audio" in item or "text" in item or "messages" in item):
+        return item if question is None else {"text": question, **item}
+    return {"audio": item} if question is None else {"audio": item, "text": question}
 
 
 def _audio_and_text(inputs: Any, text: Optional[str]) -> tuple[Any, str]:

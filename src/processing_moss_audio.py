@@ -41,6 +41,8 @@ from transformers.processing_utils import AudioKwargs, ProcessingKwargs, Process
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .configuration_moss_audio import (
+    MossAudioConfig,
+    decoder_positions,
     frames_to_tokens,
     longest_clip_seconds,
     marker_seconds,
@@ -122,7 +124,8 @@ def load_audio(source: AudioSource, sampling_rate: Optional[int] = None, target_
         source: a path, an http(s) URL, a base64 data URL, encoded bytes or a file object; or samples: a NumPy array,
             torch tensor or list, mono or multi-channel (the longer axis is time); or a mapping with `array` and
             `sampling_rate`, `bytes` or `path` as Datasets gives it. Integer samples are divided by the full scale of
-            their type, floating ones are taken as they are.
+            their type (those of 64 bits by the smallest of 16, 32 and 64 bits that holds them), floating ones are taken
+            as they are.
         sampling_rate: samples per second of an array or tensor. Taken as `target_rate` where it is not given; a file
             knows its own.
         target_rate: samples per second of the result.
@@ -213,6 +216,10 @@ def _to_float(samples: torch.Tensor) -> torch.Tensor:
     if samples.is_floating_point():
         return samples.float()
     scale = 2.0 ** (8 * samples.element_size() - 1)
+    if samples.element_size() == 8 and samples.numel():
+        # Python and NumPy make 64 bits of plain integers: what fits into 16 or 32 bits was recorded so.
+        loudest = float(samples.abs().max())
+        scale = next(full for full in (2.0**15, 2.0**31, 2.0**63) if loudest <= full)
     unsigned = torch.iinfo(samples.dtype).min == 0
     return samples.float().div_(scale).sub_(1.0 if unsigned else 0.0)
 
@@ -256,13 +263,14 @@ def _open_file(source: Any) -> tuple[str, Any]:
         return "audio of a data URL", io.BytesIO(decode_base64(source))
     if source.startswith(("http://", "https://")):
         try:
-            with urllib.request.urlopen(source, timeout=DOWNLOAD_TIMEOUT) as response:
+            request = urllib.request.Request(source, headers={"User-Agent": "moss-audio"})
+            with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
                 return source, io.BytesIO(response.read())
         except (urllib.error.URLError, OSError) as error:
             raise ValueError(f"{source} cannot be downloaded: {error}.") from error
     path = os.path.expanduser(source)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no audio file at {path!r}.")
+        raise FileNotFoundError(f"there is no audio file at {path[:200]!r}.")
     return path, path
 
 
@@ -484,11 +492,13 @@ class MossAudioProcessor(ProcessorMixin):
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         template = kwargs.get("chat_template")
+        hub = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in kwargs}
         processor_dict, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        # The template of a released folder ignores `enable_thinking`, and that of a bare tokenizer knows no audio: only
-        # a folder that this class wrote has one of ours, or one that its user chose.
-        if processor_dict.get("processor_class") != cls.__name__:
+        if "max_position_embeddings" not in processor_dict:  # a key of ours
+            # The template of a released folder ignores `enable_thinking`, and that of a bare tokenizer knows no audio:
+            # only a folder that this class wrote has one of ours, or one that its user chose.
             processor_dict.pop("chat_template", None)
+            processor_dict.update(_positions_of_folder(pretrained_model_name_or_path, hub))
         if template is not None:
             processor_dict["chat_template"] = template
         return processor_dict, kwargs
@@ -744,8 +754,12 @@ class MossAudioProcessor(ProcessorMixin):
         """
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = list(conversation) if batched else [conversation]
+        if add_generation_prompt and continue_final_message:
+            raise ValueError(
+                "`add_generation_prompt` opens a new message and `continue_final_message` none; pass one."
+            )
         for messages in conversations:
-            _refuse_audio_tokens(messages)
+            _check_messages(messages)
         call = {name: kwargs.pop(name) for name in _CALL_ARGUMENTS if name in kwargs}
         call.update(processor_kwargs or {})
         prompts, spans = render_jinja_template(
@@ -842,6 +856,7 @@ def clips_of_texts(texts: list[str], audio: Any) -> list[list[AudioSource]]:
     if not isinstance(audio, (list, tuple)) or _is_samples(audio):
         audio = [audio]
     if len(texts) == 1:
+        audio = [clip for clip in audio if clip is not None]
         nested = len(audio) == 1 and isinstance(audio[0], (list, tuple)) and not _is_samples(audio[0])
         return [list(audio[0] if nested else audio)]
     rows = [
@@ -883,17 +898,39 @@ def _audio_items(messages: list[dict[str, Any]]) -> list[AudioSource]:
     return sources
 
 
-def _refuse_audio_tokens(messages: list[dict[str, Any]]):
-    """A message must not smuggle in audio tokens: only audio items make them."""
+def _check_messages(messages: list[dict[str, Any]]):
+    """
+    Refuses what the template would pass over in silence: a part that is neither text nor audio; and audio tokens in a
+    text, which only audio items may make.
+    """
+    if not messages:
+        raise ValueError("the conversation has no messages; pass at least one with `role` and `content`.")
     for index, message in enumerate(messages):
         content = message.get("content")
         parts = content if isinstance(content, (list, tuple)) else [{"type": "text", "text": content}]
         for part in parts:
-            if part.get("type") == "text" and (stray := _STRAY.search(part.get("text") or "")):
+            if not isinstance(part, Mapping) or part.get("type") not in ("text", "audio"):
+                raise ValueError(
+                    f"message {index} holds {part!r:.80}, which is neither text nor audio; expected "
+                    '{"type": "text", "text": …} or {"type": "audio", "path": …}.'
+                )
+            if part["type"] == "text" and (stray := _STRAY.search(part.get("text") or "")):
                 raise ValueError(
                     f"message {index} holds the audio token {stray.group()} in its text; take it out, and put sound in an "
                     '{"type": "audio", …} item.'
                 )
+
+
+def _positions_of_folder(folder: Union[str, os.PathLike], hub: dict[str, Any]) -> dict[str, int]:
+    """The decoder's positions as config.json has them; nothing where there is none, as beside a bare tokenizer."""
+    try:
+        config, _ = MossAudioConfig.get_config_dict(folder, **hub)
+    except (OSError, ValueError):
+        return {}
+    decoder = config.get("language_config") or {}
+    if "max_position_embeddings" not in decoder:
+        return {}
+    return {"max_position_embeddings": decoder_positions(decoder)}
 
 
 def _token_at(tokenizer: Any, token_id: int, name: str) -> str:

@@ -18,6 +18,8 @@ def recordings(tmp_path_factory):
     soundfile.write(folder / "a.wav", waveform(1, 40000), 16000)
     soundfile.write(folder / "b b.mp3", waveform(2, 9000), 16000, format="MP3")
     (folder / "c.wav").write_text("not sound")
+    (folder / "another").mkdir()
+    (folder / "another" / "config.json").write_text('{"model_type": "qwen3"}')
     return folder
 
 
@@ -88,6 +90,7 @@ def test_prompt_and_dtype(tiny_folder, recordings, answers):
     [
         (["a.wav", "--model", "no/such/folder"], "no/such/folder cannot be loaded"),
         (["a.wav", "--model", ".", "--dtype", "int3"], "'int3' is none of auto, bfloat16, float16, float32"),
+        (["a.wav", "--model", "another"], "its config.json has `model_type` 'qwen3', not 'moss_audio'"),
         (["a.wav"], "--model"),
         (["--model", "."], "recordings"),
     ],

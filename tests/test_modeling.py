@@ -229,6 +229,17 @@ def test_generation_defaults_of_a_folder_that_has_none(tmp_path, tiny_folder):
     assert not generation.do_sample
 
 
+def test_generation_defaults_of_a_file_that_says_little(tmp_path, tiny_folder):
+    for file in tiny_folder.glob("*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, "eos_token_id": 7}))
+    generation = MossAudioModel.from_pretrained(tmp_path).generation_config
+    assert (generation.max_new_tokens, generation.eos_token_id, generation.do_sample) == (1024, 7, True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"max_length": 77}))
+    model, _ = MossAudioModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert (model.generation_config.max_new_tokens, model.generation_config.max_length) == (None, 77)
+
+
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
@@ -403,6 +414,22 @@ def test_clips_that_straddle_rows_are_refused(model):
         ValueError, match=r"Row 0 of the batch has 9 audio tokens; the clips from clip 0 on have \[6, 6\]"
     ):
         model(ids, audio_data=torch.zeros(2, 128, 48), audio_data_seqlens=torch.tensor([48, 48]))
+
+
+def test_training_refuses_audio_tokens_without_audio(model):
+    ids = clip(model)["input_ids"]
+    with pytest.raises(ValueError, match="12 audio tokens, but there is no `audio_data`"):
+        model(ids, labels=ids)
+
+
+def test_clips_are_not_read_in_chunks(model):
+    with pytest.raises(ValueError, match="`prefill_chunk_size` does not work with clips"):
+        model.generate(**clip(model), max_new_tokens=2, prefill_chunk_size=4)
+
+
+def test_no_clips_are_none(model):
+    with pytest.raises(ValueError, match=r"shape \(0, 128, 0\).* or None where there is no clip"):
+        model(torch.ones(1, 3, dtype=torch.long), audio_data=torch.zeros(0, 128, 0), audio_data_seqlens=torch.zeros(0))
 
 
 def test_generation_refuses_audio_tokens_without_audio(model):

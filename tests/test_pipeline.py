@@ -170,6 +170,19 @@ def test_parameters_of_the_pipeline_hold_for_every_call(tiny_folder, pipe):
     assert other(CLIPS[0], text="Who?") == pipe(CLIPS[0], text="Who?", max_new_tokens=2)
 
 
+def test_a_question_of_the_pipelines_holds_for_lists_too(pipe, tiny_folder, expected):
+    other = pipeline("audio-text-to-text", model=str(tiny_folder), device="cpu", text="What?", max_new_tokens=8)
+    other.model.generation_config = pipe.model.generation_config
+    if hasattr(other, "generation_config"):
+        other.generation_config = pipe.generation_config
+    assert other(CLIPS[:2]) == [expected("What?", clip) for clip in CLIPS[:2]]
+    assert other(CLIPS[:2], text="Who?") == [expected("Who?", clip) for clip in CLIPS[:2]]
+
+
+def test_nothing_gives_nothing(pipe):
+    assert pipe([]) == []
+
+
 def test_full_text(pipe, expected):
     answer = expected("What?", CLIPS[0])["generated_text"]
     assert pipe(CLIPS[0], text="What?", return_full_text=True)["generated_text"] == "What?" + answer
@@ -198,6 +211,14 @@ def scripted(pipe, monkeypatch, text):
     monkeypatch.setattr(
         pipe.model, "generate", lambda input_ids, **kw: torch.cat((input_ids, ids.expand(len(input_ids), -1)), dim=1)
     )
+
+
+def test_an_answer_that_goes_on_keeps_its_space(pipe, monkeypatch):
+    scripted(pipe, monkeypatch, " world<|im_end|>")
+    chat = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "Hello"}]
+    assert pipe(chat)["generated_text"] == " world"
+    assert pipe(chat, return_full_text=True)["generated_text"][-1]["content"] == "Hello world"
+    assert pipe(chat[:1])["generated_text"] == "world"
 
 
 def test_reasoning_is_returned_apart(pipe, monkeypatch):
@@ -245,7 +266,7 @@ def test_bad_input(pipe):
         pipe("nothing.wav")
     with pytest.raises(ValueError, match=r"holds the audio token <\|AUDIO\|> outside"):
         pipe(CLIPS[0], text="a <|AUDIO|>")
-    with pytest.raises(ValueError, match="the decoder has 2048 positions.* about .* is the longest that fits"):
+    with pytest.raises(ValueError, match="the decoder has 2048 positions.* The longest that fits"):
         pipe(np.zeros(16000 * 200, dtype=np.float32))
 
 

@@ -157,6 +157,7 @@ LAYOUTS = {
     "lists and none": (["a", "b", "c"], [[CLIP, CLIP], None, CLIP], [2, 0, 1]),
     "a flat list for spans": ([f"{SPAN}{SPAN}", "b", SPAN], [CLIP, CLIP, CLIP], [2, 0, 1]),
     "a flat list as long as the batch": ([f"{SPAN}{SPAN}", "b"], [CLIP, CLIP], [2, 0]),
+    "a batch of one without a clip": (["a"], [None], [0]),
     "samples as a list": ("a", CLIP.tolist(), [1]),
     "samples as lists": (["a", "b"], [CLIP.tolist(), CLIP], [1, 1]),
 }
@@ -235,11 +236,14 @@ def test_what_a_user_changes_is_kept(tmp_path):
     assert again.apply_chat_template([{"role": "user", "content": "hello"}]) == "hello"
 
 
-def test_the_template_of_a_released_folder_does_not_count(tiny_folder, tmp_path):
+@pytest.mark.parametrize("keys", [{}, {"processor_class": "MossAudioProcessor"}], ids=["bare", "with its class"])
+def test_the_template_of_a_released_folder_does_not_count(keys, tiny_folder, tmp_path):
     """It ignores `enable_thinking` where there is audio."""
     for file in tiny_folder.glob("*"):
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
+    released = json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps({**released, **keys}))
     (tmp_path / "chat_template.jinja").write_text("as released")
     loaded = MossAudioProcessor.from_pretrained(tmp_path)
     assert loaded.chat_template == MossAudioProcessor.from_pretrained(tiny_folder).chat_template
@@ -452,6 +456,14 @@ def test_every_number_type_is_scaled(type, as_tensor):
     torch.testing.assert_close(samples, torch.from_numpy(sound).float(), atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+def test_plain_integers_are_scaled_as_they_were_recorded(bits):
+    sound = waveform(1, 4000)
+    integers = [int(sample * (2.0 ** (bits - 1) - 1)) for sample in sound]
+    for given in (integers, np.array(integers, dtype=np.int64)):
+        torch.testing.assert_close(load_audio(given), torch.from_numpy(sound), atol=1e-4, rtol=0)
+
+
 def test_bfloat16_tensors():
     sound = torch.from_numpy(waveform(1, 4000)).bfloat16()
     assert torch.equal(load_audio(sound), sound.float())
@@ -579,10 +591,31 @@ def test_audio_tokens_in_a_message_are_refused(token, content, role, processor):
         processor.apply_chat_template(messages)
 
 
+@pytest.mark.parametrize(
+    "part",
+    ["a string", {"audio": "a.wav"}, {"type": "audio_url", "audio_url": "a"}, {"type": "image", "path": "a.png"}],
+)
+def test_parts_that_the_template_would_pass_over_are_refused(part, processor):
+    with pytest.raises(ValueError, match="message 0 holds .* which is neither text nor audio"):
+        processor.apply_chat_template([{"role": "user", "content": [part, {"type": "text", "text": "a"}]}])
+
+
+def test_conversations_that_cannot_be_rendered_are_refused(processor):
+    with pytest.raises(ValueError, match="the conversation has no messages"):
+        processor.apply_chat_template([])
+    with pytest.raises(ValueError, match="`add_generation_prompt` opens a new message"):
+        messages = [{"role": "user", "content": "a"}]
+        processor.apply_chat_template(messages, add_generation_prompt=True, continue_final_message=True)
+
+
 def test_audio_items_without_a_source_are_refused(processor):
     for item in ({}, {"path": None}, {"path": "a.wav", "url": "b.wav"}):
         with pytest.raises(ValueError, match="needs exactly one of `path`, `url`, `audio` or `base64`"):
             processor.apply_chat_template([{"role": "user", "content": [{"type": "audio", **item}]}], tokenize=True)
+
+
+def test_the_positions_are_the_decoders(processor, qwen3_processor):
+    assert (processor.max_position_embeddings, qwen3_processor.max_position_embeddings) == (2048, 40960)
 
 
 def test_a_clip_is_never_cut(processor):

@@ -15,8 +15,9 @@ from tests.conftest import CODE, CODE_FILES, run_python, waveform
 
 CLEAN = {"blocked": ["moss_audio", "librosa"]}
 
-# A torchaudio that fails to import as one built against another CUDA does.
+# A torchaudio that fails to import as those built against another torch or CUDA do.
 BROKEN_TORCHAUDIO = 'raise OSError("libcudart.so.13: cannot open shared object file: No such file or directory")'
+MISMATCHED_TORCHAUDIO = 'raise RuntimeError("PyTorch and TorchAudio were compiled with different CUDA versions")'
 
 LOAD = """
 import json, sys
@@ -144,9 +145,10 @@ print("RESULTS" + json.dumps(inputs["audio_data_seqlens"].tolist()))
 """
 
 
-def test_the_package_works_with_a_torchaudio_that_does_not_import(tiny_folder, tmp_path):
+@pytest.mark.parametrize("torchaudio", [BROKEN_TORCHAUDIO, MISMATCHED_TORCHAUDIO], ids=["OSError", "RuntimeError"])
+def test_the_package_works_with_a_torchaudio_that_does_not_import(torchaudio, tiny_folder, tmp_path):
     (tmp_path / "torchaudio").mkdir()
-    (tmp_path / "torchaudio" / "__init__.py").write_text(BROKEN_TORCHAUDIO)
+    (tmp_path / "torchaudio" / "__init__.py").write_text(torchaudio)
     code = BROKEN.format(load="from moss_audio import MossAudioProcessor", folder=str(tiny_folder))
     assert run_python(code, cwd=tmp_path, path=[tmp_path]).endswith("RESULTS[100]\n")
 
@@ -168,6 +170,15 @@ def test_a_file_that_travels_imports_little(name):
     from transformers.dynamic_module_utils import get_imports
 
     assert set(get_imports(CODE / name)) <= {"torch", "transformers", "numpy", *_standard_library()}
+
+
+@pytest.mark.parametrize("name", CODE_FILES)
+def test_a_file_that_travels_imports_itself_all_that_it_needs(name):
+    """Some versions of Transformers put the files that a file imports into their cache, but not what those import."""
+    from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
+
+    needed = {path.rsplit("/", 1)[-1] for path in map(str, get_relative_import_files(CODE / name))} - {name}
+    assert needed == {f"{module}.py" for module in get_relative_imports(CODE / name)}
 
 
 def _standard_library():

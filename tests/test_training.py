@@ -114,6 +114,18 @@ def test_checkpointing_is_not_reentrant(model, part):
             enable(part, use_reentrant=True)
 
 
+def test_a_batch_without_clips_reaches_every_parameter_in_distributed_training(model, batch, monkeypatch):
+    """DDP waits for all gradients; the audio parts' are zero then."""
+    text = {"input_ids": torch.arange(1, 9)[None], "labels": torch.arange(1, 9)[None]}
+    expected = gradients(model, text)
+    assert not any(name.startswith("audio_encoder") for name in expected)
+    monkeypatch.setattr("moss_audio.modeling_moss_audio._is_distributed", lambda: True)
+    found = gradients(model, text)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name]) if name in expected else not gradient.any(), name
+
+
 class Rows(Dataset):
     """The same row again and again; clips are no rows, so the collator has nothing to stack."""
 
@@ -159,3 +171,25 @@ def test_the_trainer_refuses_reentrant_checkpointing(model, batch, tmp_path):
     options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
     with pytest.raises(ValueError, match="'use_reentrant': True"):
         trainer(model, batch, tmp_path, **options).train()
+
+
+def test_the_trainer_evaluates_rows_with_and_without_clips(model, batch, tmp_path):
+    """Its predictions are logits, a row each: what is packed by clips stays out of them."""
+    bare = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    bare["input_ids"] = bare["input_ids"].masked_fill(bare["input_ids"] == model.config.audio_token_id, 5)
+    shapes = []
+
+    def metrics(prediction):
+        shapes.append(prediction.predictions.shape)
+        return {}
+
+    arguments = {"report_to": [], "per_device_eval_batch_size": 1, "remove_unused_columns": False, "use_cpu": True}
+    evaluation = Trainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(tmp_path), disable_tqdm=True, **arguments),
+        eval_dataset=[batch, bare],
+        data_collator=lambda rows: rows[0],
+        compute_metrics=metrics,
+    )
+    assert evaluation.evaluate()["eval_loss"] > 0
+    assert shapes == [(2, batch["input_ids"].shape[1], 320)]
