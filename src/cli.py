@@ -19,6 +19,7 @@ exit status is 0 where everything was answered, 1 where a recording failed, 2 wh
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -77,13 +78,19 @@ def _load_pipeline(model: str, device: str, dtype: str) -> Any:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"{device!r} cannot be used: {error}", param_hint="--device") from error
+    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+        raise typer.BadParameter(f"there is no folder {model!r}.", param_hint="--model")
+    try:
         config_dict, _ = MossAudioConfig.get_config_dict(model)
         if config_dict.get("model_type") != MossAudioConfig.model_type:
             raise ValueError(f"its config.json has `model_type` {config_dict.get('model_type')!r}, not 'moss_audio'.")
         processor = MossAudioProcessor.from_pretrained(model)
         loaded = MossAudioModel.from_pretrained(model, dtype=dtype)
         return AudioTextToTextPipeline(model=loaded, processor=processor, device=torch.device(device))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         print(f"moss-audio: {model} cannot be loaded: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
 
@@ -96,7 +103,7 @@ def _answer(pipe: Any, names: list[str], prompt: str, max_new_tokens: int) -> li
             inputs.append(pipe.preprocess({"audio": name, "text": prompt}))
             results.append({})
         except (OSError, ValueError, ImportError) as error:
-            results.append({"error": str(error)})
+            results.append({"error": str(error).removeprefix("clip 0: ")})  # each recording is its only clip
     answers = iter(_run(pipe, inputs, max_new_tokens))
     return [result or next(answers) for result in results]
 

@@ -145,8 +145,10 @@ class AudioTextToTextPipeline(Pipeline):
             else:
                 audio = [{"text": question} for question in text]
             text = None
+        if _is_conversation(audio) and text is not None:
+            raise ValueError("`text` does not go with a chat; write the question into its messages.")
         if _is_conversation(audio):
-            return super().__call__(Conversation(audio), text=text, **kwargs)
+            return super().__call__(Conversation(audio), **kwargs)
         if isinstance(audio, (list, tuple)) and not audio:
             return []
         if isinstance(audio, (list, tuple)):

@@ -24,6 +24,7 @@ import importlib
 import inspect
 import io
 import itertools
+import json
 import os
 import re
 import urllib.error
@@ -506,8 +507,21 @@ class MossAudioProcessor(ProcessorMixin):
     def save_pretrained(
         self, save_directory: Union[str, os.PathLike], push_to_hub: bool = False, **kwargs
     ) -> list[str]:
-        saved = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        """Writes a folder that either major version of Transformers reads (see [`ProcessorMixin.save_pretrained`])."""
+        saved = super().save_pretrained(save_directory, **kwargs)
         self.__dict__.pop("auto_map", None)  # of the saved files; this processor is the same as before
+        path = os.path.join(save_directory, "tokenizer_config.json")
+        with open(path, encoding="utf-8") as file:
+            tokenizer_config = json.load(file)
+        if isinstance(tokenizer_config.get("extra_special_tokens"), list):
+            # Version 5 reads this list under its older name, too; version 4 fails on the newer one.
+            tokenizer_config["additional_special_tokens"] = tokenizer_config.pop("extra_special_tokens")
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(tokenizer_config, file, indent=2, ensure_ascii=False)
+        if push_to_hub:
+            options = ("commit_message", "private", "token", "revision")
+            repository = kwargs.get("repo_id", os.path.basename(os.path.normpath(save_directory)))
+            self.push_to_hub(repository, **{name: kwargs[name] for name in options if name in kwargs})
         return saved
 
     @property

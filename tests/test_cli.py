@@ -90,6 +90,8 @@ def test_prompt_and_dtype(tiny_folder, recordings, answers):
     [
         (["a.wav", "--model", "no/such/folder"], "no/such/folder cannot be loaded"),
         (["a.wav", "--model", ".", "--dtype", "int3"], "'int3' is none of auto, bfloat16, float16, float32"),
+        (["a.wav", "--model", "./folder"], "there is no folder './folder'"),
+        (["a.wav", "--model", ".", "--device", "gpu"], "'gpu' cannot be used"),
         (["a.wav", "--model", "another"], "its config.json has `model_type` 'qwen3', not 'moss_audio'"),
         (["a.wav"], "--model"),
         (["--model", "."], "recordings"),

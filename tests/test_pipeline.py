@@ -266,6 +266,8 @@ def test_bad_input(pipe):
         pipe("nothing.wav")
     with pytest.raises(ValueError, match=r"holds the audio token <\|AUDIO\|> outside"):
         pipe(CLIPS[0], text="a <|AUDIO|>")
+    with pytest.raises(ValueError, match="`text` does not go with a chat"):
+        pipe(messages(CLIPS[0]), text="What?")
     with pytest.raises(ValueError, match="the decoder has 2048 positions.* The longest that fits"):
         pipe(np.zeros(16000 * 200, dtype=np.float32))
 

@@ -320,8 +320,12 @@ EXCHANGE = """
 import json, sys
 import torch
 import transformers
-from moss_audio import MossAudioModel
+from moss_audio import MossAudioModel, MossAudioProcessor
 
+processor = MossAudioProcessor.from_pretrained({source!r} + "/processor")
+batch = processor(text=["What?", "Why is it so?<think>"], audio=[torch.zeros(8000), None])
+torch.save(dict(batch), {target!r} + "/batch.pt")
+processor.save_pretrained({target!r} + "/processor")
 inputs = torch.load({inputs!r})
 for name in {names!r}:
     model = MossAudioModel.from_pretrained({source!r} + "/" + name).eval()
@@ -337,13 +341,14 @@ print(transformers.__version__)
     reason="MOSS_AUDIO_OTHER_PYTHON names no interpreter with the package and another version of Transformers",
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_folders_go_from_one_version_to_another_and_back(dtype, inputs, tmp_path, monkeypatch):
+def test_folders_go_from_one_version_to_another_and_back(dtype, inputs, processor, tmp_path, monkeypatch):
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
     models = {name: fresh(**copy.deepcopy(changes)) for name, changes in MODELS.items()}
     for name, model in models.items():
         model.save_pretrained(here / name)
+    processor.save_pretrained(here / "processor")
     torch.save(dict(inputs), tmp_path / "inputs.pt")
     monkeypatch.setattr("sys.executable", os.environ["MOSS_AUDIO_OTHER_PYTHON"])
     code = EXCHANGE.format(
@@ -351,6 +356,14 @@ def test_folders_go_from_one_version_to_another_and_back(dtype, inputs, tmp_path
     )
     version = run_python(code, cwd=tmp_path).split()[-1]
     assert version != transformers.__version__
+    batch = processor(text=["What?", "Why is it so?<think>"], audio=[torch.zeros(8000), None])
+    again = MossAudioProcessor.from_pretrained(there / "processor")
+    for other in (
+        torch.load(there / "batch.pt"),
+        again(text=["What?", "Why is it so?<think>"], audio=[torch.zeros(8000), None]),
+    ):
+        assert all(torch.equal(other[name], batch[name]) for name in batch)
+    assert set(again.tokenizer.all_special_tokens) == set(processor.tokenizer.all_special_tokens)
     for name, model in models.items():
         expected = logits(model, inputs)
         torch.testing.assert_close(torch.load(there / f"{name}.pt"), expected, atol=1e-5, rtol=0)
