@@ -67,8 +67,26 @@ def test_beam_search_scores_are_the_models(model, alone):
 
 def test_beam_sampling(model, mixed_batch):
     torch.manual_seed(0)
-    sampled = new_tokens(model, mixed_batch, num_beams=3, do_sample=True)
-    assert sampled.shape == (4, 12)
+    names = ("return_dict_in_generate", "output_scores")
+    sampled = model.generate(
+        **mixed_batch,
+        **{**OPTIONS, "do_sample": True},
+        num_beams=3,
+        length_penalty=0.0,
+        top_k=0,
+        **dict.fromkeys(names, True),
+    )
+    scores = model.compute_transition_scores(sampled.sequences, sampled.scores, sampled.beam_indices)
+    assert sampled.sequences.shape == (4, mixed_batch["input_ids"].shape[1] + 12)
+    # Each row's score is the likelihood of its answer beside its own clips.
+    prompt = mixed_batch["input_ids"].shape[1]
+    mask = torch.cat((mixed_batch["attention_mask"], torch.ones(4, 12, dtype=torch.long)), dim=1)
+    whole = {**mixed_batch, "input_ids": sampled.sequences, "attention_mask": mask}
+    with torch.no_grad():
+        steps = model(**whole).logits[:, prompt - 1 : -1].log_softmax(-1)
+    likely = steps.gather(2, sampled.sequences[:, prompt:, None]).squeeze(2).sum(1)
+    torch.testing.assert_close(sampled.sequences_scores, likely, atol=1e-3, rtol=0)
+    assert scores.shape == (4, 12)
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 4}, {"do_sample": True}], ids=["beams", "samples"])
@@ -147,7 +165,7 @@ def test_from_embeddings(model, mixed_batch, greedy):
     assert torch.equal(new_tokens(model, batch, num_beams=3), new_tokens(model, mixed_batch, num_beams=3))
 
 
-def test_embeddings_that_hold_the_audio_already(model, alone):
+def test_embeddings_beside_audio(model, alone):
     inputs = alone[0]
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     with torch.no_grad():
@@ -168,6 +186,20 @@ def test_stop_strings(model, alone, processor):
         ids = new_tokens(model, inputs, **printable, stop_strings=[stop], tokenizer=processor.tokenizer)
         stopped = processor.decode(ids[0])
         assert stop in stopped and ids.shape[1] < 30 and text.startswith(stopped)
+
+
+def test_stop_strings_in_a_batch(model, mixed_batch, alone, processor):
+    options = {"max_new_tokens": 20, "suppress_tokens": list(range(94, 320)), "tokenizer": processor.tokenizer}
+    options["eos_token_id"] = 319  # without one, Transformers does not pad the rows that have stopped
+    texts = [processor.decode(new_tokens(model, inputs, **options)[0]) for inputs in alone]
+    stops = [texts[0][4:6], texts[1][9:11]]
+    together = new_tokens(model, mixed_batch, **options, stop_strings=stops)
+    lengths = set()
+    for row, inputs in zip(together, alone):
+        (expected,) = new_tokens(model, inputs, **options, stop_strings=stops)
+        assert torch.equal(row[: len(expected)], expected) and (row[len(expected) :] == 293).all()  # padding behind it
+        lengths.add(len(expected))
+    assert len(lengths) > 1
 
 
 def test_a_streamer(model, alone, processor):
