@@ -21,6 +21,8 @@ from typing import Any, Optional
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from moss_audio.configuration_moss_audio import decoder_positions
+
 from . import ConversionError
 from .card import write_card
 from .manifest import LEFTOVER, compare, parse_config, tensor_manifest
@@ -175,7 +177,7 @@ def read_source(folder: Path, source: str, identity: dict[str, Any], dtype: str 
     resulting_dtype(config, weights, dtype)
     processor_config = optional_json(folder / PROCESSOR_CONFIG) or {}
     ids = audio_ids({**config, "language_config": parsed.language_config.to_dict()}, processor_config)
-    native_processor_config(processor_config, ids, parsed.language_config.max_position_embeddings)
+    native_processor_config(processor_config, ids, decoder_positions(parsed.language_config))
     tokenizer = TokenizerFiles(folder)
     tokenizer.name_audio_tokens(ids)
     generation_config = optional_json(folder / GENERATION_CONFIG)

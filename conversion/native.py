@@ -18,7 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Optional
 
-from moss_audio.configuration_moss_audio import MossAudioConfig, portable_rope
+from moss_audio.configuration_moss_audio import MossAudioConfig, decoder_positions, portable_rope
 from moss_audio.modeling_moss_audio import code_references
 from moss_audio.processing_moss_audio import CHAT_TEMPLATE, RELEASED_MEL_CONFIG, MossAudioProcessor
 
@@ -130,7 +130,7 @@ def write_native_files(
     Raises:
         ConversionError: where the tokenizer cannot have the audio tokens at their ids.
     """
-    positions = MossAudioConfig(**config).language_config.max_position_embeddings
+    positions = decoder_positions(MossAudioConfig(**config).language_config)
     tokenizer.name_audio_tokens(ids)
     tokenizer.write(folder)
     write_json(folder / CONFIG, native_config(config, ids, dtype))

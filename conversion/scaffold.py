@@ -19,6 +19,8 @@ from typing import Any, Optional
 
 from tokenizers.pre_tokenizers import ByteLevel
 
+from moss_audio.configuration_moss_audio import RELEASED_8B_DECODER
+
 from . import ConversionError
 from .assemble import new_entries
 from .convert import DEFAULT_SHARD_SIZE
@@ -50,16 +52,6 @@ TINY_ENCODER = {
     "downsample_hidden_size": 8,
     "deepstack_encoder_layer_indexes": [1, 2, 3],
 }
-RELEASED_DECODER = {
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40960,
-}
 # For each size: encoder, decoder, inner width of the adapters.
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "tiny": (
@@ -76,8 +68,8 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         },
         96,
     ),
-    "4b": (RELEASED_ENCODER, {**RELEASED_DECODER, "hidden_size": 2560, "intermediate_size": 9728}, 8192),
-    "8b": (RELEASED_ENCODER, RELEASED_DECODER, 8192),
+    "4b": (RELEASED_ENCODER, {**RELEASED_8B_DECODER, "hidden_size": 2560, "intermediate_size": 9728}, 8192),
+    "8b": (RELEASED_ENCODER, RELEASED_8B_DECODER, 8192),
 }
 RELEASED_VOCAB_SIZE = 151936
 FIRST_ADDED_ID = 151643  # of the released tokenizer

@@ -293,7 +293,7 @@ class MossAudioConfig(PretrainedConfig):
         if isinstance(audio_config, dict):
             audio_config = MossAudioEncoderConfig(**audio_config)
         if language_config is None:
-            language_config = _RELEASED_8B_DECODER
+            language_config = RELEASED_8B_DECODER
         if isinstance(language_config, dict):
             language_config = Qwen3Config(**portable_rope(language_config))
         # The decoder's own value is the one that counts: Transformers 4 reads it there, Transformers 5 at the top.
@@ -358,7 +358,7 @@ class MossAudioConfig(PretrainedConfig):
 
 _DECODER_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
 
-_RELEASED_8B_DECODER = {
+RELEASED_8B_DECODER = {
     "vocab_size": 151936,
     "hidden_size": 4096,
     "intermediate_size": 12288,
