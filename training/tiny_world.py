@@ -1,0 +1,630 @@
+# Copyright 2026 The moss-audio authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The world of moss-audio-tiny: short clips of spoken words and plain sounds, and questions about them.
+
+Everything comes from a seed: espeak-ng speaks the words, NumPy makes the sounds, and as each event's place is known, so
+is each answer. `python -m moss_audio.training.tiny_world OUT --split test --clips 500 --seed 1` writes it as a data file.
+"""
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional
+
+import numpy as np
+
+
+RATE = 16000  # samples per second
+WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("yes", "no", "stop", "go", "left", "right", "up", "down"),
+)
+SOUNDS = ("beep", "sweep", "noise burst", "clicks", "bell", "chord")
+LABELS = (*WORDS, *SOUNDS)
+SPLITS = ("train", "dev", "test")
+UTTERANCES = 500  # of each word in a split
+CLIP_SECONDS = (2.0, 12.0)
+MOST_EVENTS = 5
+
+# Where a spoken word begins and ends: its first and last 5 ms that are at most so much quieter than its loudest ones.
+WORD_FLOOR = 10 ** (-26 / 20)
+
+ACCENTS = (
+    *("en-us", "en-us", "en-us", "en-gb", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan"),
+    *("en-gb-x-gbcwmd", "en-029"),
+)
+# Variants of espeak-ng's voices. Those of the second line are never heard in training; all of test speaks with them.
+HEARD_VARIANTS = (
+    *("", "Alex", "Alicia", "Andrea", "Andy", "Annie", "David", "Denis", "Diogo", "Gene", "Henrique", "Hugo", "Lee"),
+    *("Marco", "Mario", "Michael", "Mike", "adam", "anika", "announcer", "antonio", "aunty", "benjamin", "boris"),
+    *("caleb", "ed", "edward", "f1", "f2", "f4", "grandma", "gustave", "iven", "iven3", "john", "kaukovalta", "klatt"),
+    *("klatt3", "klatt5", "linda", "m1", "m2", "m3", "m5", "m7", "marcelo", "max", "michel", "miguel", "norbert"),
+    *("pablo", "pedro", "quincy", "rob", "robert", "sandro", "steph", "steph3", "travis", "zac"),
+)
+UNHEARD_VARIANTS = (
+    *("Gene2", "Jacky", "Nguyen", "belinda", "david", "edward2", "f3", "f5", "grandpa", "iven2", "klatt2", "klatt4"),
+    *("m4", "m6", "m8", "paul", "shelby", "steph2", "victor"),
+)
+
+
+class Event(NamedTuple):
+    """Something to be heard: `start` and `end` in seconds, and one of `LABELS`."""
+
+    start: float
+    end: float
+    label: str
+
+
+@dataclass
+class Clip:
+    """A clip: `waveform` float32 `(samples,)` at 16 kHz, and its events in the order of their starts."""
+
+    waveform: np.ndarray
+    events: list[Event]
+
+    @property
+    def seconds(self) -> float:
+        """Length of the clip in seconds."""
+        return len(self.waveform) / RATE
+
+
+# -------------------------------------------------------------------------------------------------------------- sounds
+
+
+@functools.lru_cache(maxsize=1)
+def _espeak() -> str:
+    path = shutil.which("espeak-ng")
+    if path is None:
+        raise RuntimeError(
+            "The words of the tiny world are spoken by espeak-ng, which is not on the PATH: install it (`apt-get install "
+            "espeak-ng`, `brew install espeak-ng`)."
+        )
+    return path
+
+
+def speak(word: str, voice: str, words_per_minute: int = 160, pitch: int = 50) -> np.ndarray:
+    """
+    A word as espeak-ng says it, from its first sound to its last.
+
+    Args:
+        voice: accent and variant as espeak-ng names them, e.g. "en-us+f2".
+        pitch: 0 to 99.
+
+    Returns:
+        float32 `(samples,)` at 16 kHz, loudest 5 ms at an RMS of 1.
+
+    Raises:
+        RuntimeError: where espeak-ng is missing, fails or stays silent.
+    """
+    command = [_espeak(), "-v", voice, "-s", str(words_per_minute), "-p", str(pitch), "--stdout", word]
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode or len(done.stdout) <= 44:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip() or 'no sound'}")
+    import soxr
+
+    rate = int.from_bytes(done.stdout[24:28], "little")  # of a WAV header whose lengths are not filled in
+    samples = np.frombuffer(done.stdout[44:], dtype="<i2").astype(np.float32)
+    return _trimmed(soxr.resample(samples, rate, RATE))
+
+
+def _trimmed(samples: np.ndarray) -> np.ndarray:
+    """A word without the silence around it, at full level."""
+    hop = RATE // 200
+    blocks = samples[: len(samples) // hop * hop].reshape(-1, hop)
+    level = np.sqrt((blocks**2).mean(axis=1))
+    if not level.size or not level.max():
+        raise RuntimeError("espeak-ng said nothing; another version of it may lack the voice.")
+    loud = np.flatnonzero(level > WORD_FLOOR * level.max())
+    return samples[loud[0] * hop : (loud[-1] + 1) * hop] / level.max()
+
+
+class Vocabulary:
+    """
+    The utterances of one split: `UTTERANCES` of each word, in voices, speeds and pitches drawn from the split's seed.
+
+    They are spoken when first needed; `speak_all` speaks them ahead, and `path` keeps them.
+    """
+
+    def __init__(self, split: str, utterances: int = UTTERANCES):
+        self.split = split
+        self.utterances = utterances
+        self._spoken: dict[tuple[str, int], np.ndarray] = {}
+
+    def __call__(self, word: str, index: int) -> np.ndarray:
+        """An utterance, float32 `(samples,)` at 16 kHz, loudest 5 ms at an RMS of 1."""
+        key = (word, index)
+        if key not in self._spoken:
+            self._spoken[key] = (self._speak(word, index) * 4096).clip(-32767, 32767).astype(np.int16)
+        return self._spoken[key].astype(np.float32) / 4096
+
+    def _speak(self, word: str, index: int) -> np.ndarray:
+        rng = np.random.default_rng([SPLITS.index(self.split), WORDS.index(word), index])
+        variants = UNHEARD_VARIANTS if self.split == "test" else HEARD_VARIANTS
+        voice = "+".join(part for part in (rng.choice(ACCENTS), rng.choice(variants)) if part)
+        samples = speak(word, voice, int(rng.integers(110, 230)), int(rng.integers(20, 80)))
+        size = rng.uniform(0.92, 1.09)  # a larger or smaller throat: all frequencies moved
+        return np.interp(np.arange(0, len(samples) - 1, size), np.arange(len(samples)), samples).astype(np.float32)
+
+    def speak_all(self, path: Optional[Path] = None):
+        """Speaks every utterance now, or reads them from the `.npz` at `path`, which is written where it is missing."""
+        keys = [(word, index) for word in WORDS for index in range(self.utterances)]
+        names = [f"{word}.{index}" for word, index in keys]
+        if path is not None and path.exists():
+            with np.load(path) as kept:
+                self._spoken.update({key: kept[name] for key, name in zip(keys, names)})
+            return
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda key: self(*key), keys))
+        if path is not None:
+            partial = path.with_name(path.stem + ".partial.npz")
+            np.savez(partial, **{name: self._spoken[key] for key, name in zip(keys, names)})
+            partial.replace(path)
+
+
+def _time(seconds: float) -> np.ndarray:
+    return np.arange(round(seconds * RATE)) / RATE
+
+
+def _edges(samples: np.ndarray, milliseconds: float = 8) -> np.ndarray:
+    """Fades both ends, so that they do not click."""
+    count = round(milliseconds * RATE / 1000)
+    ramp = np.linspace(0, 1, count)
+    samples[:count] *= ramp
+    samples[-count:] *= ramp[::-1]
+    return samples
+
+
+def beep(rng: np.random.Generator) -> np.ndarray:
+    """A steady tone."""
+    return _edges(np.sin(2 * np.pi * rng.uniform(300, 3000) * _time(rng.uniform(0.15, 0.8))))
+
+
+def sweep(rng: np.random.Generator) -> np.ndarray:
+    """A tone that rises by one and a half to two and a half octaves."""
+    time, low, ratio = _time(rng.uniform(0.3, 1.0)), rng.uniform(250, 1000), 2 ** rng.uniform(1.5, 2.5)
+    octaves = time / time[-1]
+    return _edges(np.sin(2 * np.pi * np.cumsum(low * ratio**octaves) / RATE))
+
+
+def noise_burst(rng: np.random.Generator) -> np.ndarray:
+    """White or darker noise."""
+    count = round(rng.uniform(0.15, 0.7) * RATE)
+    return _edges(coloured_noise(rng, count, rng.uniform(0, 0.5)))
+
+
+def clicks(rng: np.random.Generator) -> np.ndarray:
+    """A train of clicks."""
+    gap, count = rng.uniform(0.04, 0.1), int(rng.integers(4, 11))
+    samples = np.zeros(round((count - 1) * gap * RATE) + RATE // 100)
+    time = _time(0.01)
+    click = np.sin(2 * np.pi * rng.uniform(1000, 4000) * time) * np.exp(-time / 0.0015)
+    for index in range(count):
+        start = round(index * gap * RATE)
+        samples[start : start + len(click)] += click[: len(samples) - start]
+    return samples
+
+
+def bell(rng: np.random.Generator) -> np.ndarray:
+    """Harmonics that decay, the high ones faster; damped when they have lost 20 dB."""
+    time = _time(rng.uniform(0.4, 1.2))
+    root, decay = rng.uniform(350, 900), np.log(10) / time[-1]
+    partials = [np.sin(2 * np.pi * root * k * time) * np.exp(-decay * k**0.7 * time) / k for k in (1, 2, 3, 4.2, 5.4)]
+    return _edges(np.sum(partials, axis=0), 4)
+
+
+def chord(rng: np.random.Generator) -> np.ndarray:
+    """Three tones at once."""
+    time, root = _time(rng.uniform(0.3, 1.0)), rng.uniform(200, 700)
+    third = rng.choice([6 / 5, 5 / 4])
+    return _edges(np.sum([np.sin(2 * np.pi * root * ratio * time) for ratio in (1, third, 3 / 2)], axis=0))
+
+
+SOUND_MAKERS = dict(zip(SOUNDS, (beep, sweep, noise_burst, clicks, bell, chord)))
+
+
+def coloured_noise(rng: np.random.Generator, count: int, exponent: float) -> np.ndarray:
+    """Noise whose amplitude falls with frequency ** `exponent` (0: white, 0.5: pink, 1: brown), RMS 1."""
+    spectrum = np.fft.rfft(rng.standard_normal(count))
+    frequency = np.fft.rfftfreq(count, 1 / RATE)
+    noise = np.fft.irfft(spectrum / np.maximum(frequency, 20) ** exponent, count)
+    return noise / np.sqrt((noise**2).mean())
+
+
+def _loudest(samples: np.ndarray) -> np.ndarray:
+    """Samples with their loudest 5 ms at an RMS of 1."""
+    hop = RATE // 200
+    blocks = samples[: len(samples) // hop * hop].reshape(-1, hop)
+    return samples / np.sqrt((blocks**2).mean(axis=1).max())
+
+
+# --------------------------------------------------------------------------------------------------------------- clips
+
+
+class TinyWorld:
+    """
+    Clips of one split by their number: `world[7]` is the same clip in every process.
+
+    Args:
+        split: "train", "dev" or "test". The splits share no clip whatever their seeds; test has voices of its own.
+        seed: of the clips.
+    """
+
+    def __init__(self, split: str, seed: int, vocabulary: Optional[Vocabulary] = None):
+        if split not in SPLITS:
+            raise ValueError(f"`split` {split!r} is none of {SPLITS}.")
+        self.split, self.seed = split, seed
+        self.vocabulary = Vocabulary(split) if vocabulary is None else vocabulary
+
+    def generator(self, index: int, purpose: int = 0) -> np.random.Generator:
+        """The random numbers of a clip (purpose 0) or of the questions about it (1)."""
+        return np.random.default_rng([SPLITS.index(self.split), self.seed, index, purpose])
+
+    def __getitem__(self, index: int) -> Clip:
+        rng = self.generator(index)
+        seconds = rng.uniform(*CLIP_SECONDS)
+        events, parts = self._place(rng, seconds)
+        waveform = np.zeros(round(seconds * RATE))
+        for event, part in zip(events, parts):
+            start = round(event.start * RATE)
+            waveform[start : start + len(part)] += part[: len(waveform) - start] * 10 ** (rng.uniform(-8, 0) / 20)
+        if rng.random() < 0.75:
+            below = rng.uniform(18, 50)  # dB under the events' loudest
+            waveform += coloured_noise(rng, len(waveform), rng.choice([0, 0.5, 1])) * 10 ** (-below / 20)
+        peak = np.abs(waveform).max()
+        waveform *= 10 ** (rng.uniform(-26, -1) / 20) / max(peak, 1.0)
+        return Clip(waveform.astype(np.float32), events)
+
+    def _place(self, rng: np.random.Generator, seconds: float) -> tuple[list[Event], list[np.ndarray]]:
+        """Events in a row, with silence around and between them that is sometimes none, and rarely less."""
+        count = min(int(rng.choice(MOST_EVENTS + 1, p=(0.06, 0.16, 0.2, 0.22, 0.2, 0.16))), int(seconds / 1.1))
+        labels = [rng.choice(WORDS) if rng.random() < 0.6 else rng.choice(SOUNDS) for _ in range(count)]
+        parts = [self._sound(rng, label) for label in labels]
+        lengths = [len(part) / RATE for part in parts]
+        free = seconds - sum(lengths) - 0.1
+        while parts and free < 0:
+            free += lengths.pop()
+            parts.pop()
+            labels.pop()
+        gaps = rng.dirichlet(np.full(len(parts) + 1, 1.5)) * free if parts else np.zeros(1)
+        for index in range(1, len(parts)):
+            chance = rng.random()
+            if chance < 0.12:
+                gaps[index] = 0.0
+            elif chance < 0.15:
+                gaps[index] = -0.3 * min(lengths[index - 1], lengths[index])
+        starts = 0.05 + np.cumsum(gaps[:-1]) + np.cumsum([0.0, *lengths[:-1]])[: len(parts)]
+        events = [
+            Event(round(float(start), 2), round(float(start) + length, 2), str(label))
+            for start, length, label in zip(starts, lengths, labels)
+        ]
+        return events, parts
+
+    def _sound(self, rng: np.random.Generator, label: str) -> np.ndarray:
+        if label in SOUND_MAKERS:
+            return _loudest(SOUND_MAKERS[label](rng))
+        return self.vocabulary(label, int(rng.integers(self.vocabulary.utterances)))
+
+
+# --------------------------------------------------------------------------------------------------- questions, answers
+
+
+class Question(NamedTuple):
+    """One turn about a clip: its kind, what is asked and what is right."""
+
+    task: str
+    prompt: str
+    answer: str
+
+
+TRANSCRIBE = ("Transcribe the audio.", "Transcribe this recording.", "What is said?", "Write down the spoken words.")
+_TIMESTAMPS = (
+    "Transcribe the audio into {level}-level timestamps using the format [xx.xx]text[yy.yy], where xx.xx and yy.yy are "
+    "timestamps with centisecond precision rounded to two decimal places. Concatenate consecutive segments without "
+    "breaks. For example: [0.00]hello there[2.01][2.01]the weather is nice today[4.32]. Do not include any additional "
+    "content such as explanations, headings, or annotations."
+)
+TIMESTAMPS = (
+    _TIMESTAMPS.format(level="sentence"),
+    _TIMESTAMPS.format(level="word"),
+    "Transcribe with timestamps.",
+    "What is said, and when?",
+)
+DESCRIBE = ("Describe this audio.", "Describe what can be heard.", "What happens in this clip?")
+CHOICE = (
+    "Choose the most suitable answer from options A, B, C, and D for the question on the next line. You should output "
+    "only A, B, C, or D. Do not provide any additional explanations or content.\nQuestion: {question}\n{options}"
+)
+THINK = ("Think first.", "Think step by step.", "Think before you answer.")
+NO_SPEECH = "There is no speech."
+NOTHING = "Nothing can be heard."
+
+
+def _name(label: str) -> str:
+    """How an event is called in a sentence."""
+    return f'the word "{label}"' if label in WORDS else "clicks" if label == "clicks" else f"a {label}"
+
+
+def _the(label: str) -> str:
+    return f'the word "{label}"' if label in WORDS else f"the {label}"
+
+
+def _plural(label: str) -> str:
+    return label if label.endswith("s") else f"{label}s"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def words_of(clip: Clip) -> list[Event]:
+    """The spoken events of a clip."""
+    return [event for event in clip.events if event.label in WORDS]
+
+
+def transcript(clip: Clip) -> str:
+    """The right answer to `Transcribe the audio.`"""
+    return " ".join(event.label for event in words_of(clip)) or NO_SPEECH
+
+
+def timestamps(clip: Clip) -> str:
+    """The right answer to the released prompts for timestamps: every word is a segment."""
+    return "".join(f"[{event.start:.2f}]{event.label}[{event.end:.2f}]" for event in words_of(clip)) or NO_SPEECH
+
+
+def description(clip: Clip) -> str:
+    """The right answer to `Describe this audio.`: the events in order, then the length."""
+    events = _sentence(", then ".join(_name(event.label) for event in clip.events)) if clip.events else NOTHING
+    return f"{events} The clip lasts {clip.seconds:.0f} seconds."
+
+
+def reasoning(clip: Clip) -> str:
+    """What stands in a `<think>` block: the events with their times, one a line."""
+    lines = [f"{event.start:.2f} to {event.end:.2f}: {event.label}" for event in clip.events]
+    return "\n".join(lines) or "nothing"
+
+
+def _once(clip: Clip) -> list[Event]:
+    """The events whose label comes up once, so that a question can name them."""
+    labels = [event.label for event in clip.events]
+    return [event for event in clip.events if labels.count(event.label) == 1]
+
+
+def _pick(rng: np.random.Generator, options: Any) -> Any:
+    return options[int(rng.integers(len(options)))]
+
+
+def _when(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
+    if not _once(clip):
+        return None
+    event, end = _pick(rng, _once(clip)), rng.random() < 0.4
+    words = ("end", "stop", "finish") if end else ("start", "begin", "set in")
+    prompt = _pick(rng, ("When does {} {}?", "At what time does {} {}?", "Tell me when {1} {0} {2}."))
+    if "{1}" in prompt:
+        prompt = f"At how many seconds does {_the(event.label)} {_pick(rng, words)}?"
+    else:
+        prompt = prompt.format(_the(event.label), _pick(rng, words))
+    return Question("when", prompt, f"At {event.end if end else event.start:.2f} seconds.")
+
+
+def _count(clip: Clip, rng: np.random.Generator) -> Question:
+    there = [event.label for event in clip.events]
+    kind = rng.random()
+    if kind < 0.25:
+        prompt = _pick(rng, ("How many words are spoken?", "How many words can be heard?"))
+        return Question("count", prompt, f"{len(words_of(clip))}.")
+    if kind < 0.4:
+        prompt = _pick(rng, ("How many events are there?", "How many events can be heard?"))
+        return Question("count", prompt, f"{len(there)}.")
+    sounds = [label for label in there if label in SOUNDS]
+    label = _pick(rng, sounds) if sounds and rng.random() < 0.7 else _pick(rng, SOUNDS)
+    things = "click trains" if label == "clicks" else _plural(label)
+    prompt = _pick(rng, (f"How many {things} are there?", f"How many {things} can be heard?", f"Count the {things}."))
+    return Question("count", prompt, f"{there.count(label)}.")
+
+
+def _neighbour(clip: Clip, event: Event, step: int) -> Optional[str]:
+    index = clip.events.index(event) + step
+    return clip.events[index].label if 0 <= index < len(clip.events) else None
+
+
+def _order(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
+    if not clip.events:
+        return None
+    kind = rng.random()
+    if kind < 0.2 or not _once(clip):
+        first = rng.random() < 0.5
+        place = "first" if first else "last"
+        prompt = _pick(rng, (f"What comes {place}?", f"What is heard {place}?"))
+        return Question("order", prompt, _sentence(_name(clip.events[0 if first else -1].label)))
+    event, after = _pick(rng, _once(clip)), rng.random() < 0.6
+    word = "after" if after else "before"
+    label = _neighbour(clip, event, 1 if after else -1)
+    thing = _the(event.label)
+    prompt = _pick(rng, (f"What comes {word} {thing}?", f"What is heard right {word} {thing}?"))
+    return Question("order", prompt, _sentence("nothing" if label is None else _name(label)))
+
+
+def _presence(clip: Clip, rng: np.random.Generator) -> Question:
+    there = {event.label for event in clip.events}
+    if rng.random() < 0.4:
+        prompt = _pick(rng, ("Is there speech?", "Does somebody speak?", "Is anything said?"))
+        return Question("presence", prompt, "Yes." if words_of(clip) else "No.")
+    present = rng.random() < 0.5 and bool(there)
+    label = _pick(rng, sorted(there) if present else [label for label in LABELS if label not in there])
+    thing = f'the word "{label}"' if label in WORDS else "a click train" if label == "clicks" else f"a {label}"
+    prompt = _pick(rng, (f"Is there {thing}?", f"Can {thing} be heard?", f"Do you hear {thing}?"))
+    return Question("presence", prompt, "Yes." if present else "No.")
+
+
+def _choice(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
+    there = [event.label for event in clip.events]
+    kind = rng.random()
+    if kind < 0.25 or not there:
+        label = _pick(rng, SOUNDS)
+        question = f"How many {'click trains' if label == 'clicks' else _plural(label)} are there?"
+        right, wrong = there.count(label), [0, 1, 2, 3]
+        wrong = [number for number in wrong if number != right][:3]
+    else:
+        question, right = _choice_question(clip, rng)
+        wrong = list(rng.permutation([label for label in (LABELS if kind < 0.6 else there) if label not in (right,)]))
+        if "Which of these" in question:
+            wrong = [label for label in rng.permutation(LABELS) if label not in there]
+        wrong = list(dict.fromkeys(wrong))[:3]
+        while len(wrong) < 3:
+            label = _pick(rng, LABELS)
+            if label not in (right, *wrong):
+                wrong.append(label)
+    options = [str(option) for option in rng.permutation(np.array([right, *wrong], dtype=object))]
+    listing = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options))
+    letter = "ABCD"[options.index(str(right))]
+    return Question("choice", CHOICE.format(question=question, options=listing), letter)
+
+
+def _choice_question(clip: Clip, rng: np.random.Generator) -> tuple[str, str]:
+    """A question about a clip with events, and the label that answers it."""
+    pairs = [(event, _neighbour(clip, event, 1)) for event in _once(clip)]
+    pairs = [(event, label) for event, label in pairs if label is not None]
+    kind = rng.random()
+    if pairs and kind < 0.4:
+        event, label = _pick(rng, pairs)
+        return f"What comes after {_the(event.label)}?", label
+    if kind < 0.6:
+        return "What comes first?", clip.events[0].label
+    if kind < 0.75:
+        return "What comes last?", clip.events[-1].label
+    return "Which of these can be heard?", _pick(rng, clip.events).label
+
+
+ASKERS: dict[str, Callable[[Clip, np.random.Generator], Optional[Question]]] = {
+    "transcription": lambda clip, rng: Question("transcription", _pick(rng, TRANSCRIBE), transcript(clip)),
+    "timestamps": lambda clip, rng: Question("timestamps", _pick(rng, TIMESTAMPS), timestamps(clip)),
+    "description": lambda clip, rng: Question("description", _pick(rng, DESCRIBE), description(clip)),
+    "when": _when,
+    "count": _count,
+    "order": _order,
+    "presence": _presence,
+    "choice": _choice,
+}
+_THOUGHTFUL = ("when", "count", "order", "presence", "choice")
+
+
+def ask(clip: Clip, task: str, rng: np.random.Generator, think: bool = False) -> Optional[Question]:
+    """
+    A question of one kind about a clip, or None where the clip does not allow one.
+
+    Args:
+        task: one of `ASKERS`.
+        think: whether the answer opens with a `<think>` block that lists the events.
+    """
+    question = ASKERS[task](clip, rng)
+    if question is None or not think:
+        return question
+    prompt = f"{question.prompt}\n{_pick(rng, THINK)}" if "\n" in question.prompt else f"{question.prompt} {_pick(rng, THINK)}"
+    return Question(f"{task}-thinking", prompt, f"<think>\n{reasoning(clip)}\n</think>\n\n{question.answer}")
+
+
+def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
+    """One question of every kind that the clip allows, and one with thinking: what is asked about a written clip."""
+    asked = [ask(clip, task, rng) for task in ASKERS]
+    asked.append(ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True))
+    return [question for question in asked if question is not None]
+
+
+def turns(clip: Clip, rng: np.random.Generator, most: int = 4) -> list[Question]:
+    """Questions for one conversation of up to `most` turns; thinking in the last one, where it stays in the prompt."""
+    wanted = int(rng.integers(1, most + 1))
+    tasks = list(rng.permutation(list(ASKERS)))
+    asked: list[Question] = []
+    if rng.random() < 0.25:
+        thoughtful = ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True)
+        if thoughtful is not None:
+            asked.append(thoughtful)
+    for task in tasks:
+        if len(asked) >= wanted:
+            break
+        question = ask(clip, task, rng)
+        if question is not None:
+            asked.insert(0, question)
+    return asked
+
+
+def messages(audio: dict[str, Any], asked: list[Question]) -> list[dict[str, Any]]:
+    """A conversation about one clip in Transformers' chat layout; the clip stands in its first turn."""
+    chat = []
+    for index, question in enumerate(asked):
+        text = [{"type": "text", "text": question.prompt}]
+        chat.append({"role": "user", "content": [{"type": "audio", **audio}, *text] if index == 0 else text})
+        chat.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+    return chat
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def write(folder: Path, split: str, clips: int, seed: int):
+    """
+    Writes clips as 16-bit WAV files and two JSON Lines files: `SPLIT.jsonl`, the questions in the training layout, a
+    line each, with `task`, `events` and `duration` beside the messages; and `SPLIT.clips.jsonl`, a line for each clip
+    with its events. The latter is written last.
+
+    Raises:
+        FileExistsError: where `folder` holds this split already.
+    """
+    import soundfile
+    from tqdm import tqdm
+
+    data, listing = folder / f"{split}.jsonl", folder / f"{split}.clips.jsonl"
+    if listing.exists():
+        raise FileExistsError(f"{listing} is there already; choose another folder, or remove it.")
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    world = TinyWorld(split, seed)
+    lines, clip_lines = [], []
+    for index in tqdm(range(clips), desc=f"{split} clips", unit="clip"):
+        clip = world[index]
+        name = f"{split}/{index:05d}.wav"
+        soundfile.write(folder / name, clip.waveform, RATE, subtype="PCM_16")
+        facts = {"duration": round(clip.seconds, 3), "events": [event._asdict() for event in clip.events]}
+        clip_lines.append({"path": name, **facts})
+        for question in questions(clip, world.generator(index, 1)):
+            chat = messages({"path": name}, [question])
+            lines.append({"messages": chat, "task": question.task, "clip": index, **facts})
+    for path, content in ((data, lines), (listing, clip_lines)):
+        path.write_text("".join(json.dumps(line) + "\n" for line in content), encoding="utf-8")
+
+
+def main(arguments: Optional[list[str]] = None):
+    """The command `python -m moss_audio.training.tiny_world`."""
+    parser = argparse.ArgumentParser(prog="python -m moss_audio.training.tiny_world", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="OUT", help="where the clips and the data file go")
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    if options.clips < 1 or options.seed < 0:
+        parser.error(f"--clips {options.clips} must be at least 1, and --seed {options.seed} at least 0")
+    try:
+        write(options.folder, options.split, options.clips, options.seed)
+    except (FileExistsError, RuntimeError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

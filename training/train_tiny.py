@@ -1,0 +1,399 @@
+# Copyright 2026 The moss-audio authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Trains moss-audio-tiny from nothing, by the standard Trainer: `python -m moss_audio.training.train_tiny OUT`.
+
+First the encoder alone, on what the generator knows about every 80 ms; then everything, on questions and answers about
+clips that are made as they are needed. Interrupted, it goes on from its last checkpoint.
+"""
+
+import argparse
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import AddedToken, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor, log_mel
+from moss_audio.configuration_moss_audio import TOKENS_PER_SECOND, frames_to_tokens
+from moss_audio.modeling_moss_audio import MossAudioEncoder
+from moss_audio.training import MossAudioDataCollator
+from moss_audio.training.tiny_world import LABELS, RATE, TinyWorld, Vocabulary, messages, questions, turns
+
+
+logger = logging.getLogger(__name__)
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|audio_eos|>", "<|AUDIO|>")
+PLAIN_TOKENS = ("<think>", "</think>")  # they survive `skip_special_tokens`, as in the released tokenizer
+VOCABULARY = 640
+
+SIZES = {
+    "audio_config": {
+        "d_model": 192,
+        "encoder_layers": 6,
+        "encoder_attention_heads": 6,
+        "encoder_ffn_dim": 768,
+        "downsample_hidden_size": 48,
+        "deepstack_encoder_layer_indexes": [1, 3, 4],
+        "dropout": 0.0,  # no clip is heard twice
+        "attention_dropout": 0.0,
+    },
+    "language_config": {
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 4096,
+        "rope_theta": 1e4,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    },
+    "adapter_hidden_size": 256,
+}
+
+
+# ------------------------------------------------------------------------------------------- tokenizer, processor, model
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of whole words, trained on the questions and answers of a few hundred clips."""
+    tokenizer = Tokenizer(models.BPE())
+    # Words with the space before them, single digits, single marks: a marker and a timestamp are read digit by digit.
+    pattern = Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL_TOKENS) - len(PLAIN_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=SIZES["language_config"]["max_position_embeddings"],
+    )
+    fast.add_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS], special_tokens=True)
+    fast.add_tokens([AddedToken(name, special=False, normalized=False) for name in PLAIN_TOKENS])
+    return fast
+
+
+def _texts(clips: int = 300) -> list[str]:
+    world = TinyWorld("train", 0, SilentVocabulary())
+    texts = ["system\nYou are a helpful assistant.", "user\n", "assistant\n", *LABELS * 50, *(f" {label}" for label in LABELS * 50)]
+    for index in range(clips):
+        rng = world.generator(index, 1)
+        for question in questions(world[index], rng):
+            texts += [question.prompt, question.answer]
+    return texts
+
+
+class SilentVocabulary(Vocabulary):
+    """Words of half a second of silence, where only the texts are wanted."""
+
+    def __init__(self):
+        super().__init__("train")
+
+    def __call__(self, word: str, index: int) -> np.ndarray:
+        return np.zeros(RATE // 2, dtype=np.float32)
+
+
+def make_processor() -> MossAudioProcessor:
+    """The processor around a new tokenizer."""
+    tokenizer = make_tokenizer()
+    ids = tokenizer.convert_tokens_to_ids
+    return MossAudioProcessor(
+        tokenizer,
+        audio_token_id=ids("<|AUDIO|>"),
+        audio_start_id=ids("<|audio_bos|>"),
+        audio_end_id=ids("<|audio_eos|>"),
+        max_position_embeddings=SIZES["language_config"]["max_position_embeddings"],
+    )
+
+
+def make_model(processor: MossAudioProcessor, taps: Optional[int] = None) -> MossAudioModel:
+    """A new model whose tokens are the processor's; `taps` is how many mergers it has (all by default)."""
+    tokenizer = processor.tokenizer
+    language = {
+        **SIZES["language_config"],
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = MossAudioConfig(
+        **{**SIZES, "language_config": language},
+        deepstack_num_inject_layers=taps,
+        audio_token_id=processor.audio_token_id,
+        audio_start_id=processor.audio_start_id,
+        audio_end_id=processor.audio_end_id,
+    )
+    model = MossAudioModel(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+# ------------------------------------------------------------------------------------------------ the encoder by itself
+
+
+DIGITS = (4, 10, 10)  # seconds, tenths and hundredths of a place in a window of 4 s
+IGNORED = -100
+
+
+def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) -> np.ndarray:
+    """
+    What is to be heard in each 80 ms of a clip.
+
+    Returns:
+        int64 `(tokens, 7)`: the label (0 is none), and the digits of the event's start and of its end in the window,
+        -100 where there is none or it lies in another window.
+    """
+    labels = np.full((tokens, 1 + 2 * len(DIGITS)), IGNORED, dtype=np.int64)
+    labels[:, 0] = 0
+    centres = (np.arange(tokens) + 0.5) / TOKENS_PER_SECOND
+    for event in events:
+        inside = np.flatnonzero((centres >= event.start - 0.02) & (centres < event.end + 0.02))
+        labels[inside, 0] = 1 + LABELS.index(event.label)
+        for token in inside:
+            begin = centres[token] // window_seconds * window_seconds
+            for column, time in ((1, event.start), (4, event.end)):
+                hundredths = round((time - begin) * 100)
+                if 0 <= hundredths < 100 * window_seconds:
+                    labels[token, column : column + 3] = hundredths // 100, hundredths // 10 % 10, hundredths % 10
+    return labels
+
+
+class EncoderWithHeads(nn.Module):
+    """The encoder with linear heads that are thrown away afterwards."""
+
+    def __init__(self, encoder: MossAudioEncoder):
+        super().__init__()
+        self.encoder = encoder
+        self.sizes = (1 + len(LABELS), *DIGITS, *DIGITS)
+        self.head = nn.Linear(encoder.config.output_dim, sum(self.sizes))
+
+    def forward(self, audio_data: torch.Tensor, audio_data_seqlens: torch.Tensor, labels: torch.Tensor, **kwargs):
+        """`labels` (all tokens of all clips, 7), see `frame_labels`; returns the loss and the logits of the labels."""
+        states = self.encoder(audio_data, audio_data_seqlens).last_hidden_state
+        parts = self.head(states).float().split(self.sizes, dim=-1)
+        losses = [
+            nn.functional.cross_entropy(part, target, reduction="sum") / (target != IGNORED).sum().clamp(min=1)
+            for part, target in zip(parts, labels.unbind(1))
+        ]
+        return {"loss": losses[0] + 0.25 * sum(losses[1:]), "logits": parts[0]}
+
+
+class Clips(Dataset):
+    """Clips of a split as features with their frame labels, made when asked for."""
+
+    def __init__(self, world: TinyWorld, count: int, first: int = 0):
+        self.world, self.count, self.first = world, count, first
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        clip = self.world[self.first + index]
+        features = log_mel(torch.from_numpy(clip.waveform))
+        labels = torch.from_numpy(frame_labels(clip.events, frames_to_tokens(features.shape[1])))
+        return {"features": features, "labels": labels}
+
+
+def join_clips(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch for [`EncoderWithHeads`]."""
+    lengths = [row["features"].shape[1] for row in rows]
+    features = torch.zeros(len(rows), rows[0]["features"].shape[0], max(lengths))
+    for row, target, length in zip(rows, features, lengths):
+        target[:, :length] = row["features"]
+    labels = torch.cat([row["labels"] for row in rows])
+    return {"audio_data": features, "audio_data_seqlens": torch.tensor(lengths), "labels": labels}
+
+
+# ------------------------------------------------------------------------------------------------------------ everything
+
+
+class Conversations(Dataset):
+    """Conversations about clips of a split in the chat layout, made when asked for."""
+
+    def __init__(self, world: TinyWorld, count: int, first: int = 0, most_turns: int = 4):
+        self.world, self.count, self.first, self.most_turns = world, count, first, most_turns
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        clip = self.world[self.first + index]
+        asked = turns(clip, self.world.generator(self.first + index, 1), self.most_turns)
+        return {"messages": messages({"audio": clip.waveform}, asked)}
+
+
+@dataclass
+class Settings:
+    """What a run is made of; written beside its results."""
+
+    encoder_steps: int = 800
+    steps: int = 3000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    encoder_learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    clips: int = 100_000  # different ones in a run of any length
+    dev_clips: int = 100
+    seed: int = 0
+    workers: int = 1
+    taps: Optional[int] = None
+    time_markers: bool = True
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+def training_arguments(settings: Settings, folder: Path, steps: int, learning_rate: float) -> TrainingArguments:
+    """The arguments that both stages share."""
+    options = {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": min(settings.warmup_steps, steps // 4),
+        "weight_decay": settings.weight_decay,
+        "adam_beta2": 0.98,
+        "max_grad_norm": 1.0,
+        "bf16": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 20,
+        "eval_strategy": "steps",
+        "eval_steps": 200,
+        "save_steps": 200,
+        "save_total_limit": 2,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": settings.workers,
+        "dataloader_persistent_workers": settings.workers > 0,
+        "dataloader_prefetch_factor": 6 if settings.workers else None,
+        "label_names": ["labels"],
+        "report_to": "none",
+        "seed": settings.seed,
+        **settings.trainer,
+    }
+    return TrainingArguments(**options)
+
+
+class LastLogits:
+    """Frame accuracy of the encoder's heads."""
+
+    def __call__(self, prediction) -> dict[str, float]:
+        labels = prediction.label_ids[:, 0]
+        return {"frame_accuracy": float((prediction.predictions.argmax(-1) == labels).mean())}
+
+
+def train_encoder(settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld) -> dict[str, torch.Tensor]:
+    """Teaches a new encoder what each 80 ms holds; returns its weights, and keeps them in `folder/encoder.pt`."""
+    kept = folder / "encoder.pt"
+    if kept.exists():
+        return torch.load(kept, weights_only=True)
+    set_seed(settings.seed)
+    config = MossAudioConfig(**SIZES).audio_config
+    model = EncoderWithHeads(MossAudioEncoder(config))
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(settings, folder / "encoder", settings.encoder_steps, settings.encoder_learning_rate),
+        train_dataset=Clips(world, settings.clips),
+        eval_dataset=Clips(dev, settings.dev_clips),
+        data_collator=join_clips,
+        compute_metrics=LastLogits(),
+    )
+    run(trainer)
+    torch.save(model.encoder.state_dict(), kept)
+    return model.encoder.state_dict()
+
+
+def train_everything(
+    settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld, encoder: dict[str, torch.Tensor]
+) -> Path:
+    """Trains all parts on conversations; returns the folder that holds the bfloat16 checkpoint."""
+    set_seed(settings.seed)
+    processor = make_processor()
+    processor.enable_time_marker = settings.time_markers
+    model = make_model(processor, settings.taps)
+    model.audio_encoder.load_state_dict(encoder)
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
+        train_dataset=Conversations(world, settings.clips, first=settings.clips),
+        eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
+        data_collator=MossAudioDataCollator(processor),
+    )
+    run(trainer)
+    final = folder / "final"
+    model.to(torch.bfloat16).save_pretrained(final)
+    processor.save_pretrained(final)
+    return final
+
+
+def run(trainer: Trainer):
+    """Trains from the last checkpoint, if there is one, and keeps the log as numbers."""
+    folder = Path(trainer.args.output_dir)
+    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+
+
+def main(arguments: Optional[list[str]] = None):
+    """The command `python -m moss_audio.training.train_tiny`."""
+    parser = argparse.ArgumentParser(prog="python -m moss_audio.training.train_tiny", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="OUT", help="where checkpoints, log and result go")
+    for name, kind in (("encoder_steps", int), ("steps", int), ("batch_size", int), ("seed", int), ("workers", int)):
+        default = getattr(Settings, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"default: {default}")
+    parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
+    parser.add_argument("--no-deepstack", action="store_true", help="a model without mergers")
+    parser.add_argument("--no-time-markers", action="store_true", help="prompts without time markers")
+    options = parser.parse_args(arguments)
+    settings = Settings(
+        encoder_steps=options.encoder_steps,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        workers=options.workers,
+        learning_rate=options.learning_rate,
+        taps=0 if options.no_deepstack else None,
+        time_markers=not options.no_time_markers,
+    )
+    options.folder.mkdir(parents=True, exist_ok=True)
+    (options.folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2), encoding="utf-8")
+    train_vocabulary, dev_vocabulary = Vocabulary("train"), Vocabulary("dev")
+    train_vocabulary.speak_all(options.folder / "vocabulary.npz")
+    world, dev = TinyWorld("train", settings.seed, train_vocabulary), TinyWorld("dev", settings.seed, dev_vocabulary)
+    encoder = train_encoder(settings, options.folder, world, dev)
+    print(train_everything(settings, options.folder, world, dev, encoder))
+
+
+if __name__ == "__main__":
+    main()
