@@ -62,6 +62,8 @@ _SPAN = re.compile(
 )
 _STRAY = re.compile("|".join(map(re.escape, (AUDIO_TOKEN, QWEN3_AUDIO_TOKEN, AUDIO_START_TOKEN, AUDIO_END_TOKEN))))
 
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
 RELEASED_MEL_CONFIG = {
     "mel_sr": 16000,
     "mel_dim": 128,
@@ -757,7 +759,9 @@ class MossAudioProcessor(ProcessorMixin):
                 Whether to leave the last message open, to be continued.
             return_assistant_tokens_mask (`bool`, *optional*, defaults to `False`):
                 With `tokenize` and `return_dict`, whether to return `assistant_masks` (batch, seq) too: 1 for the
-                tokens that the template has between `{% generation %}` and `{% endgeneration %}`.
+                tokens of the assistant's answers. These are what the template has between `{% generation %}` and
+                `{% endgeneration %}`; without such tags, what stands from where generation would start to the end of
+                the turn, `<|im_end|>` included.
             processor_kwargs (`dict`, *optional*):
                 Arguments of the processor's call. Those that it names may also stand among `kwargs`.
             kwargs:
@@ -776,14 +780,22 @@ class MossAudioProcessor(ProcessorMixin):
             _check_messages(messages)
         call = {name: kwargs.pop(name) for name in _CALL_ARGUMENTS if name in kwargs}
         call.update(processor_kwargs or {})
+        variables = {
+            **self.tokenizer.special_tokens_map,
+            **kwargs,
+            "chat_template": self._chosen_template(chat_template),
+        }
+        tagged = _GENERATION_TAG.search(variables["chat_template"])
         prompts, spans = render_jinja_template(
             conversations,
-            chat_template=self._chosen_template(chat_template),
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            return_assistant_tokens_mask=return_assistant_tokens_mask,
-            **{**self.tokenizer.special_tokens_map, **kwargs},
+            return_assistant_tokens_mask=return_assistant_tokens_mask and bool(tagged),
+            **variables,
         )
+        if return_assistant_tokens_mask and not tagged:
+            end = self.tokenizer.eos_token
+            spans = [_answer_spans(*pair, end, variables) for pair in zip(conversations, prompts)]
         if not tokenize:
             return prompts if batched else prompts[0]
         clips = [_audio_items(messages) for messages in conversations]
@@ -933,6 +945,32 @@ def _check_messages(messages: list[dict[str, Any]]):
                     f"message {index} holds the audio token {stray.group()} in its text; take it out, and put sound in an "
                     '{"type": "audio", …} item.'
                 )
+
+
+def _answer_spans(
+    messages: list[dict[str, Any]], prompt: str, end: str, variables: dict[str, Any]
+) -> list[tuple[int, int]]:
+    """
+    Characters of a rendered conversation that are the assistant's: from where generation would start, to the end of the
+    turn.
+
+    Raises:
+        ValueError: where the template does not open a turn as it opens an answer to be generated, or does not end it.
+    """
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        (opened,), _ = render_jinja_template([messages[:index]], add_generation_prompt=True, **variables)
+        stop = prompt.find(end, len(opened))
+        if not prompt.startswith(opened) or stop < 0:
+            raise ValueError(
+                f"the chat template does not render message {index} as an answer that is generated is: after what "
+                f"`add_generation_prompt=True` writes, and up to {end}. Mark answers in the template by "
+                "{% generation %} and {% endgeneration %}."
+            )
+        spans.append((len(opened), stop + len(end)))
+    return spans
 
 
 def _positions_of_folder(folder: Union[str, os.PathLike], hub: dict[str, Any]) -> dict[str, int]:
