@@ -630,6 +630,8 @@ def _read_json(text: str, start: int) -> tuple[Union[dict[str, Any], list[Any], 
     complete: list[tuple[int, str]] = []  # how many tokens make something whole, with these brackets behind them
     for match in _JSON_TOKEN.finditer(text, start):
         token = match.group()
+        if token == '"':
+            break  # the answer ends within a string
         if token in "}]":
             if not closers.startswith(token):
                 return None, match.end()
