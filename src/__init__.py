@@ -22,7 +22,17 @@ import transformers
 from .configuration_moss_audio import MossAudioConfig, MossAudioEncoderConfig
 from .modeling_moss_audio import MossAudioEncoder, MossAudioModel
 from .pipeline_moss_audio import AudioTextToTextPipeline
-from .processing_moss_audio import MossAudioProcessor, load_audio, log_mel, split_reasoning
+from .processing_moss_audio import MossAudioProcessor, load_audio, log_mel
+from .transcripts_moss_audio import (
+    Repair,
+    Segment,
+    Transcript,
+    TranscriptParser,
+    format_transcript,
+    parse_json,
+    parse_transcript,
+    split_reasoning,
+)
 
 
 __version__ = "0.1.0"
@@ -55,7 +65,14 @@ __all__ = [
     "MossAudioEncoderConfig",
     "MossAudioModel",
     "MossAudioProcessor",
+    "Repair",
+    "Segment",
+    "Transcript",
+    "TranscriptParser",
+    "format_transcript",
     "load_audio",
     "log_mel",
+    "parse_json",
+    "parse_transcript",
     "split_reasoning",
 ]

@@ -942,6 +942,7 @@ def code_references() -> dict[str, dict[str, Any]]:
     # Transformers brings along the files that it finds imported in a model's file: here stand those that are missing.
     from .pipeline_moss_audio import AudioTextToTextPipeline
     from .processing_moss_audio import MossAudioProcessor
+    from .transcripts_moss_audio import Transcript  # noqa: F401
 
     def name(cls: type) -> str:
         return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 # The first is for Transformers 5.8 to 5.13, which put into their cache what a file imports itself, and no more.
 from .configuration_moss_audio import MossAudioConfig  # noqa: F401
-from .processing_moss_audio import split_reasoning
+from .transcripts_moss_audio import split_reasoning
 
 
 logger = logging.get_logger(__name__)

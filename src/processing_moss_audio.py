@@ -50,6 +50,7 @@ from .configuration_moss_audio import (
     samples_to_frames,
     span_tokens,
 )
+from .transcripts_moss_audio import split_reasoning
 
 
 AUDIO_TOKEN, AUDIO_START_TOKEN, AUDIO_END_TOKEN = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
@@ -392,19 +393,6 @@ def default_prompt(text: str, clips: int) -> str:
 def count_clips(text: str) -> int:
     """How many clips a text has room for: spans of `<|audio_bos|><|AUDIO|><|audio_eos|>`."""
     return len(_SPAN.findall(text))
-
-
-def split_reasoning(text: str) -> tuple[Optional[str], str]:
-    """
-    The reasoning and the answer of a generated text: what its `<think>` block holds, None without one, and what comes
-    after it. A block that the answer was cut off in has no end; then the answer is empty.
-    """
-    head, opened, rest = text.partition("<think>")
-    if not opened:
-        reasoning, closed, answer = text.partition("</think>")  # the prompt opened the block
-        return (reasoning.strip(), answer.strip()) if closed else (None, text.strip())
-    reasoning, _, answer = rest.partition("</think>")
-    return reasoning.strip(), (head + answer).strip()
 
 
 # ----------------------------------------------------------------------------------------------------------- processor
