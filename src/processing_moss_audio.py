@@ -503,11 +503,15 @@ class MossAudioProcessor(ProcessorMixin):
         path = os.path.join(save_directory, "tokenizer_config.json")
         with open(path, encoding="utf-8") as file:
             tokenizer_config = json.load(file)
-        if isinstance(tokenizer_config.get("extra_special_tokens"), list):
+        portable = dict(tokenizer_config)
+        if isinstance(portable.get("extra_special_tokens"), list):
             # Version 5 reads this list under its older name, too; version 4 fails on the newer one.
-            tokenizer_config["additional_special_tokens"] = tokenizer_config.pop("extra_special_tokens")
+            portable["additional_special_tokens"] = portable.pop("extra_special_tokens")
+        if portable.get("tokenizer_class") == "TokenizersBackend":  # the same class, by the name that both know
+            portable["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if portable != tokenizer_config:
             with open(path, "w", encoding="utf-8") as file:
-                json.dump(tokenizer_config, file, indent=2, ensure_ascii=False)
+                json.dump(portable, file, indent=2, ensure_ascii=False)
         if push_to_hub:
             options = ("commit_message", "private", "token", "revision")
             repository = kwargs.get("repo_id", os.path.basename(os.path.normpath(save_directory)))

@@ -96,11 +96,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
+        additional_special_tokens=[name for name in SPECIAL_TOKENS if name not in ("<|endoftext|>", "<|im_end|>")],
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=SIZES["language_config"]["max_position_embeddings"],
     )
-    fast.add_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS], special_tokens=True)
     fast.add_tokens([AddedToken(name, special=False, normalized=False) for name in PLAIN_TOKENS])
     return fast
 
@@ -360,7 +360,9 @@ def train_everything(
 ) -> Path:
     """Trains all parts on conversations; returns the folder that holds the bfloat16 checkpoint."""
     set_seed(settings.seed)
-    processor = make_processor()
+    if not (folder / "processor").exists():
+        make_processor().save_pretrained(folder / "processor")
+    processor = MossAudioProcessor.from_pretrained(folder / "processor")
     processor.enable_time_marker = settings.time_markers
     model = make_model(processor, settings.taps)
     model.audio_encoder.load_state_dict(encoder)
@@ -373,10 +375,24 @@ def train_everything(
         data_collator=MossAudioDataCollator(processor),
     )
     run(trainer)
-    final = folder / "final"
-    model.to(torch.bfloat16).save_pretrained(final)
-    processor.save_pretrained(final)
-    return final
+    save_without_code(model.to(torch.bfloat16), processor, folder / "moss-audio-tiny")
+    return folder / "moss-audio-tiny"
+
+
+def save_without_code(model: MossAudioModel, processor: MossAudioProcessor, folder: Path):
+    """
+    Writes a checkpoint as the released ones are: weights, configurations and tokenizer, and no code, which is that of
+    the installed package. `moss-audio convert` makes a folder of it that needs none.
+    """
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    for path in folder.glob("*.py"):
+        path.unlink()
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        path = folder / name
+        values = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in values.items() if key not in ("auto_map", "custom_pipelines")}
+        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def run(trainer: Trainer):
