@@ -78,7 +78,9 @@ def test_exact_match():
 
 def test_times_within_the_collar_are_right():
     references = ["At 3.42 seconds."] * 5
-    score = time_answers(references, ["At 3.62 seconds.", "at 3.40 seconds", "At 3.63 seconds.", "At noon.", "At 3.42."])
+    score = time_answers(
+        references, ["At 3.62 seconds.", "at 3.40 seconds", "At 3.63 seconds.", "At noon.", "At 3.42."]
+    )
     assert score.wrong == [False, False, True, True, True]
     assert score.figures["accuracy"] == pytest.approx(2 / 5)
     assert score.figures["aas_ms"] == pytest.approx((200 + 20 + 210 + 0) / 4)

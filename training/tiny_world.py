@@ -280,9 +280,12 @@ class TinyWorld:
         """The random numbers of a clip (purpose 0) or of the questions about it (1)."""
         return np.random.default_rng([SPLITS.index(self.split), self.seed, index, purpose])
 
-    def seconds(self, index: int) -> float:
-        """Length of a clip, without making it."""
-        return self.generator(index).uniform(*CLIP_SECONDS)
+    def outline(self, index: int) -> Clip:
+        """A clip whose events are known and whose waveform is left silent: a fraction of the work."""
+        rng = self.generator(index)
+        seconds = rng.uniform(*CLIP_SECONDS)
+        events, _ = self._place(rng, seconds)
+        return Clip(np.zeros(round(seconds * RATE), dtype=np.float32), events)
 
     def __getitem__(self, index: int) -> Clip:
         rng = self.generator(index)
@@ -352,7 +355,9 @@ TIMESTAMPS = (
     _TIMESTAMPS.format(level="sentence"),
     _TIMESTAMPS.format(level="word"),
     "Transcribe with timestamps.",
+    "Transcribe the audio with timestamps.",
     "What is said, and when?",
+    "Write down each word with its start and end.",
 )
 DESCRIBE = ("Describe this audio.", "Describe what can be heard.", "What happens in this clip?")
 CHOICE = (

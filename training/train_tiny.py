@@ -18,7 +18,6 @@ clips that are made as they are needed. Interrupted, it goes on from its last ch
 """
 
 import argparse
-import functools
 import json
 import logging
 from dataclasses import asdict, dataclass, field
@@ -38,7 +37,17 @@ from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor, log_
 from moss_audio.configuration_moss_audio import TOKENS_PER_SECOND, frames_to_tokens
 from moss_audio.modeling_moss_audio import MossAudioEncoder
 from moss_audio.training import MossAudioDataCollator
-from moss_audio.training.tiny_world import LABELS, RATE, TinyWorld, Vocabulary, messages, questions, turns
+from moss_audio.training.tiny_world import (
+    LABELS,
+    RATE,
+    Clip,
+    Question,
+    TinyWorld,
+    Vocabulary,
+    messages,
+    questions,
+    turns,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -256,22 +265,28 @@ class Conversations(Dataset):
     def __len__(self) -> int:
         return self.count
 
-    @functools.cached_property
-    def lengths(self) -> list[int]:
-        """Lengths of the clips in audio tokens."""
-        return [round(self.world.seconds(self.first + index) * TOKENS_PER_SECOND) for index in range(self.count)]
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         clip = self.world[self.first + index]
-        asked = turns(clip, self.world.generator(self.first + index, 1), self.most_turns)
-        return {"messages": messages({"audio": clip.waveform}, asked)}
+        return {"messages": messages({"audio": clip.waveform}, self._turns(index, clip))}
+
+    def _turns(self, index: int, clip: Clip) -> list[Question]:
+        return turns(clip, self.world.generator(self.first + index, 1), self.most_turns)
+
+    def length(self, index: int, tokenizer: PreTrainedTokenizerFast) -> int:
+        """Length of a conversation in tokens, all but a constant; without making its clip."""
+        clip = self.world.outline(self.first + index)
+        asked = self._turns(index, clip)
+        text = tokenizer([part for question in asked for part in question[1:]])["input_ids"]
+        return round(clip.seconds * TOKENS_PER_SECOND) + sum(map(len, text)) + 9 * len(asked)
 
 
 class TinyTrainer(Trainer):
-    """The standard Trainer, with clips of like length in a batch: their lengths are known before they are made."""
+    """The standard Trainer, with conversations of like length in a batch, though they are not yet made."""
 
     def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> Sampler:
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=self.train_dataset.lengths)
+        tokenizer = self.data_collator.processor.tokenizer
+        lengths = [self.train_dataset.length(index, tokenizer) for index in range(len(self.train_dataset))]
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
 
 
 @dataclass
@@ -285,7 +300,7 @@ class Settings:
     encoder_learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.01
-    clips: int = 100_000  # different ones in a run of any length
+    clips: int = 100_000  # different ones for the encoder alone
     dev_clips: int = 100
     seed: int = 0
     workers: int = 1
@@ -370,7 +385,7 @@ def train_everything(
     trainer = TinyTrainer(
         model=model,
         args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
-        train_dataset=Conversations(world, settings.clips, first=settings.clips),
+        train_dataset=Conversations(world, settings.steps * settings.batch_size, first=settings.clips),
         eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
         data_collator=MossAudioDataCollator(processor),
     )
