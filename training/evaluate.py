@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from moss_audio.transcripts_moss_audio import parse_transcript, split_reasoning
 
-from . import metrics
+from . import scoring
 from .data import DataError, load_samples
 
 
@@ -148,7 +148,7 @@ def evaluate(
 
     Returns:
         `tasks`: for each task its `metric`, the number of `samples` and the figures of the metric (see
-        [`~moss_audio.training.metrics`]); `answers`: a dict with `origin`, `task`, `question`, `reference`, `answer`,
+        [`~moss_audio.training.scoring`]); `answers`: a dict with `origin`, `task`, `question`, `reference`, `answer`,
         `reasoning` and `wrong` for each sample, or with `error`.
     """
     from tqdm.auto import tqdm
@@ -186,17 +186,17 @@ def _row(sample: Sample, result: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "answer": result["generated_text"], "reasoning": result["reasoning"]}
 
 
-def _score(metric: str, samples: Sequence[Sample], found: list[str], labels: Sequence[str]) -> metrics.Score:
+def _score(metric: str, samples: Sequence[Sample], found: list[str], labels: Sequence[str]) -> scoring.Score:
     references = [sample.reference for sample in samples]
     if metric == "events":
-        named = [metrics.find_events(answer, labels) for answer in found]
-        return metrics.event_f1([sample.events for sample in samples], named)
+        named = [scoring.find_events(answer, labels) for answer in found]
+        return scoring.event_f1([sample.events for sample in samples], named)
     functions = {
-        "wer": metrics.word_error_rate,
-        "cer": metrics.character_error_rate,
-        "timestamps": metrics.timestamp_score,
-        "exact": metrics.exact_match,
-        "times": metrics.time_answers,
+        "wer": scoring.word_error_rate,
+        "cer": scoring.character_error_rate,
+        "timestamps": scoring.timestamp_score,
+        "exact": scoring.exact_match,
+        "times": scoring.time_answers,
     }
     return functions[metric](references, found)
 

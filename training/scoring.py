@@ -47,8 +47,9 @@ class Score:
 
 
 def normalised(text: str) -> str:
-    """A text in lower case, without punctuation, with single spaces."""
-    kept = (" " if unicodedata.category(char)[0] in "PSZC" and char != "'" else char for char in text.lower())
+    """A text as metrics compare it: compatibility forms and case folded, no punctuation or symbols, single spaces."""
+    text = unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")
+    kept = (" " if unicodedata.category(char)[0] in "PSZC" and char != "'" else char for char in text)
     return " ".join("".join(kept).split())
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moss_audio.training.metrics import (
+from moss_audio.training.scoring import (
     character_error_rate,
     event_f1,
     exact_match,
@@ -17,6 +17,7 @@ from moss_audio.training.metrics import (
 
 def test_texts_are_compared_without_case_and_punctuation():
     assert normalised("  It's SO, so “good”… \n") == "it's so so good"
+    assert normalised("It’s １０ Straße") == "it's 10 strasse"
     assert words_of("Hello,world") == ["hello", "world"]
     assert words_of("今天 good天气。") == ["今", "天", "good", "天", "气"]
 

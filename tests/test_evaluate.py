@@ -1,0 +1,158 @@
+"""Evaluation: a data file through the pipeline, and what is made of its answers."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from moss_audio import AudioTextToTextPipeline
+from moss_audio.training import DataError
+from moss_audio.training.evaluate import answers, evaluate, read_samples, save, table
+from moss_audio.transcripts_moss_audio import split_reasoning
+
+
+EVENTS = [{"start": 0.1, "end": 0.4, "label": "beep"}, {"start": 0.5, "end": 0.9, "label": "go"}]
+
+
+def line(answer, task=None, question="What?", **extra):
+    content = [{"type": "audio", "path": "a.wav"}, {"type": "text", "text": question}]
+    chat = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return {"messages": chat, **({} if task is None else {"task": task}), **extra}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Writes a data file beside a recording."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000), 16000)
+
+    def write(*lines):
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+        return path
+
+    return write
+
+
+class ScriptedPipeline:
+    """Gives the answers of a script by the question; records the batches it was given."""
+
+    def __init__(self, script):
+        self.script, self.batches = script, []
+
+    def preprocess(self, inputs):
+        question = inputs["messages"][-1]["content"][-1]["text"]
+        if question == "broken":
+            raise ValueError("this is no sound")
+        return {"prompt": question, "features": len(question)}
+
+    def forward(self, batch, **generate_kwargs):
+        self.batches.append((batch["prompt"], generate_kwargs))
+        return {"prompt": batch["prompt"], "ids": [self.script[question] for question in batch["prompt"]]}
+
+    def postprocess(self, outputs):
+        (prompt,), (text,) = outputs["prompt"], outputs["ids"]
+        reasoning, answer = split_reasoning(text)
+        return {"generated_text": answer, "reasoning": reasoning}
+
+
+def test_how_tasks_are_measured(data):
+    path = data(
+        line("seven go", "transcription"),
+        line("[0.10]go[0.50]", "timestamps"),
+        line("A beep.", "description", events=EVENTS),
+        line("A beep.", "description"),
+        line("At 0.50 seconds.", "when"),
+        line("<think>\nbeep\n</think>\n\n1.", "count-thinking"),
+        line("B", "choice"),
+        line("free words"),
+        line("B"),
+        line("[0.10][S01]Hi.[0.50]", "meetings"),
+        line("free words", metric="cer"),
+    )
+    samples = read_samples(path, {"choice": "wer"})
+    expected = ["wer", "timestamps", "events", "wer", "times", "exact", "wer", "wer", "exact", "timestamps", "cer"]
+    assert [sample.metric for sample in samples] == expected
+    assert samples[5].reference == "1." and samples[7].task == "all" and samples[2].events == ["beep", "go"]
+    assert [message["role"] for message in samples[0].messages] == ["user"]
+    assert len(read_samples(path, limit=3)) == 3
+
+
+def test_what_cannot_be_measured(data):
+    path = data(line("A beep.", "sounds"), line("A beep.", "sounds", metric="bleu"))
+    with pytest.raises(ValueError, match="'bleu' of task 'sounds' is none of wer, cer"):
+        read_samples(path, {"sounds": "bleu"})
+    with pytest.raises(DataError, match="line 1: task 'sounds' is measured by events.*has no `events`"):
+        read_samples(path, {"sounds": "events"})
+    with pytest.raises(DataError, match="line 2: `metric` is 'bleu'"):
+        read_samples(path)
+
+
+def test_answers_are_measured_by_task(data, tmp_path):
+    path = data(
+        line("seven go", "transcription", "t1"),
+        line("one", "transcription", "t2"),
+        line("[0.10]go[0.50]", "timestamps", "s1"),
+        line("A beep, then go.", "description", "d1", events=EVENTS),
+        line("2.", "count-thinking", "c1"),
+        line("1.", "count", "c2"),
+        line("0.", "count", "broken"),
+    )
+    script = {
+        "t1": "Seven, no.",
+        "t2": "one",
+        "s1": "[0.12]go[0.50]",
+        "d1": "Go, then a beep.",
+        "c1": "<think>\n2 or 1\n</think>\n\n2.",
+        "c2": "2.",
+    }
+    pipe = ScriptedPipeline(script)
+    report = evaluate(pipe, read_samples(path), batch_size=2, progress=False, max_new_tokens=5)
+    tasks = report["tasks"]
+    assert tasks["transcription"] == {"metric": "wer", "samples": 2, "wer": pytest.approx(1 / 3)}
+    assert tasks["timestamps"]["aas_ms"] == pytest.approx(10) and tasks["timestamps"]["matched"] == 1
+    assert tasks["description"]["event_f1"] == pytest.approx(0.5)
+    assert tasks["count-thinking"] == {"metric": "exact", "samples": 1, "accuracy": 1}
+    assert tasks["count"] == {"metric": "exact", "samples": 1, "accuracy": 0}
+    assert [row.get("wrong") for row in report["answers"]] == [True, False, False, True, False, True, None]
+    assert report["answers"][4]["reasoning"] == "2 or 1"
+    assert "no sound" in report["answers"][6]["error"] and report["answers"][6]["origin"].endswith("line 7")
+    assert sum(len(questions) for questions, _ in pipe.batches) == 6
+    assert all(options == {"do_sample": False, "max_new_tokens": 5} for _, options in pipe.batches)
+
+    save(report, tmp_path / "new" / "report.json")
+    assert json.loads((tmp_path / "new" / "report.json").read_text()) == report
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["report.json"]
+    assert table(tasks).splitlines() == [
+        "| task           | samples |    WER |   right | event F1 |     AAS | matched |",
+        "| -------------- | ------: | -----: | ------: | -------: | ------: | ------: |",
+        "| count          |       1 |        |   0.00% |          |         |         |",
+        "| count-thinking |       1 |        | 100.00% |          |         |         |",
+        "| description    |       1 |        |         |   0.5000 |         |         |",
+        "| timestamps     |       1 |  0.00% |         |          | 10.0 ms | 100.00% |",
+        "| transcription  |       2 | 33.33% |         |          |         |         |",
+    ]
+
+
+def test_samples_of_like_length_go_together(data):
+    path = data(*(line("x", question=f"q{index}", duration=duration) for index, duration in enumerate((3, 9, 2, 8))))
+    pipe = ScriptedPipeline(dict.fromkeys(("q0", "q1", "q2", "q3"), "x"))
+    order = [index for index, _ in answers(pipe, read_samples(path), batch_size=2)]
+    assert order == [2, 0, 3, 1] and [questions for questions, _ in pipe.batches] == [["q2", "q0"], ["q3", "q1"]]
+
+
+def test_a_conversation_is_answered_at_its_end(data, model, processor):
+    """Through the real pipeline: what stands before the last answer is the prompt, and batches answer as rows do."""
+    turns = [*line("yes", question="First?")["messages"], {"role": "user", "content": "And then?"}]
+    path = data(
+        {"messages": [*turns, {"role": "assistant", "content": "no"}]}, line("yes", question="Longer question?")
+    )
+    pipe = AudioTextToTextPipeline(model=model, processor=processor)
+    samples = read_samples(path)
+    assert [message["role"] for message in samples[0].messages] == ["user", "assistant", "user"]
+    options = {"progress": False, "max_new_tokens": 4}
+    together = evaluate(pipe, samples, batch_size=2, **options)["answers"]
+    alone = evaluate(pipe, samples, batch_size=1, **options)["answers"]
+    assert together == alone
+    expected = pipe(samples[0].messages, max_new_tokens=4, do_sample=False)["generated_text"]
+    assert together[0]["answer"] == expected and together[0]["question"] == "And then?"
