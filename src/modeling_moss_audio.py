@@ -434,6 +434,8 @@ class MossAudioEncoder(MossAudioPreTrainedModel):
             piece = audio_data[window.clip, :, window.start : window.start + window.frames]
             pieces.append(nn.functional.pad(piece, (0, longest - window.frames)))
         hidden_states = torch.stack(pieces)[:, None].to(self.conv1.weight.dtype)
+        if hidden_states.device.type != "mps":  # half the time in bfloat16, and the convolutions keep the layout
+            hidden_states = hidden_states.to(memory_format=torch.channels_last)
         lengths = [window.stem_frames for window in group]
         for conv in (self.conv1, self.conv2, self.conv3):
             if min(lengths) < max(lengths):

@@ -19,7 +19,7 @@ clips that are made as they are needed. Interrupted, it goes on from its last ch
 
 import argparse
 import json
-import logging
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -49,8 +49,6 @@ from moss_audio.training.tiny_world import (
     turns,
 )
 
-
-logger = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|audio_eos|>", "<|AUDIO|>")
 PLAIN_TOKENS = ("<think>", "</think>")  # they survive `skip_special_tokens`, as in the released tokenizer
@@ -211,8 +209,7 @@ class EncoderWithHeads(nn.Module):
 
     def __init__(self, encoder: MossAudioEncoder):
         super().__init__()
-        # Convolutions on the CPU are half as slow again in the default layout.
-        self.encoder = encoder.to(memory_format=torch.channels_last)
+        self.encoder = encoder
         self.sizes = (1 + len(LABELS), *DIGITS, *DIGITS)
         self.head = nn.Linear(encoder.config.output_dim, sum(self.sizes))
 
@@ -381,7 +378,6 @@ def train_everything(
     processor.enable_time_marker = settings.time_markers
     model = make_model(processor, settings.taps)
     model.audio_encoder.load_state_dict(encoder)
-    model.audio_encoder.to(memory_format=torch.channels_last)
     trainer = TinyTrainer(
         model=model,
         args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
@@ -418,6 +414,52 @@ def run(trainer: Trainer):
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
 
 
+def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> Path:
+    """
+    Trains a model, or goes on where training was interrupted.
+
+    Args:
+        folder: where settings, logs, checkpoints and the result go.
+        encoder: weights of an encoder that was taught already; by default one is taught now.
+
+    Returns:
+        The folder of the checkpoint, in bfloat16 and without code.
+
+    Raises:
+        ValueError: where `folder` holds a run with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = json.dumps(asdict(settings), indent=2)
+    kept = folder / "settings.json"
+    if kept.exists() and kept.read_text(encoding="utf-8") != written:
+        raise ValueError(f"{folder} holds a run with other settings (see {kept}); choose another folder.")
+    kept.write_text(written, encoding="utf-8")
+    vocabulary = Vocabulary("train")
+    vocabulary.speak_all(folder / "vocabulary.npz")
+    world, dev = TinyWorld("train", settings.seed, vocabulary), TinyWorld("dev", settings.seed)
+    taught = torch.load(encoder, weights_only=True) if encoder else train_encoder(settings, folder, world, dev)
+    return train_everything(settings, folder, world, dev, taught)
+
+
+def draw_curves(folder: Path, path: Path):
+    """Draws the losses of both stages, by step, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for axis, stage, title in zip(axes, ("encoder", "model"), ("the encoder alone, on frame labels", "everything")):
+        log = json.loads((folder / stage / "log.json").read_text(encoding="utf-8"))
+        for key, name in (("loss", "training"), ("eval_loss", "held-out")):
+            points = [(entry["step"], entry[key]) for entry in log if key in entry]
+            axis.plot(*zip(*points), label=name)
+        axis.set(title=title, xlabel="step", ylabel="loss", yscale="log")
+        axis.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def main(arguments: Optional[list[str]] = None):
     """The command `python -m moss_audio.training.train_tiny`."""
     parser = argparse.ArgumentParser(prog="python -m moss_audio.training.train_tiny", description=__doc__)
@@ -439,13 +481,11 @@ def main(arguments: Optional[list[str]] = None):
         taps=0 if options.no_deepstack else None,
         time_markers=not options.no_time_markers,
     )
-    options.folder.mkdir(parents=True, exist_ok=True)
-    (options.folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2), encoding="utf-8")
-    train_vocabulary, dev_vocabulary = Vocabulary("train"), Vocabulary("dev")
-    train_vocabulary.speak_all(options.folder / "vocabulary.npz")
-    world, dev = TinyWorld("train", settings.seed, train_vocabulary), TinyWorld("dev", settings.seed, dev_vocabulary)
-    encoder = train_encoder(settings, options.folder, world, dev)
-    print(train_everything(settings, options.folder, world, dev, encoder))
+    try:
+        print(train(settings, options.folder))
+    except (RuntimeError, ValueError) as error:
+        sys.exit(str(error))
+    draw_curves(options.folder, options.folder / "curves.png")
 
 
 if __name__ == "__main__":

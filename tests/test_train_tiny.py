@@ -1,0 +1,85 @@
+"""The training of the small checkpoint: in miniature, but all of it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+import moss_audio
+from moss_audio import MossAudioModel, MossAudioProcessor
+from moss_audio.training import train_tiny
+from moss_audio.training.tiny_world import LABELS, Event
+from moss_audio.training.train_tiny import IGNORED, Settings, frame_labels, make_model, make_processor, train
+
+
+@pytest.fixture(scope="module")
+def made():
+    return make_processor()
+
+
+def test_the_tokenizer_writes_digits_one_by_one_and_labels_in_few_tokens(made):
+    tokenizer = made.tokenizer
+    assert tokenizer.tokenize("[10.52]seven") == ["[", "1", "0", ".", "5", "2", "]", "seven"]
+    assert all(len(tokenizer.tokenize(f" {label}")) <= len(label.split()) for label in LABELS)
+    for text in ("Ünïcödé 音\t\n  x", "<think>\n1.25 to 1.50: beep\n</think>\n\n2."):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    thought = tokenizer("<think>\n\n</think>\n\nYes.<|im_end|>")["input_ids"]
+    assert tokenizer.decode(thought, skip_special_tokens=True) == "<think>\n\n</think>\n\nYes."
+
+
+def test_the_model_has_every_part_and_is_small(made):
+    model = make_model(made)
+    assert sum(parameter.numel() for parameter in model.parameters()) * 2 < 15.5e6  # bytes in bfloat16
+    assert (
+        len(model.deepstack_audio_merger_list) == 3
+        and model.generation_config.eos_token_id == made.tokenizer.eos_token_id
+    )
+    assert len(make_model(made, taps=0).deepstack_audio_merger_list) == 0
+
+
+def test_frame_labels():
+    events = [Event(0.10, 0.33, "seven"), Event(3.92, 4.21, "bell")]
+    labels = frame_labels(events, 60)
+    seven, bell = 1 + LABELS.index("seven"), 1 + LABELS.index("bell")
+    assert labels[:5, 0].tolist() == [0, seven, seven, seven, 0]  # centres 0.04, 0.12, 0.20, 0.28, 0.36
+    assert labels[1, 1:].tolist() == [0, 1, 0, 0, 3, 3]
+    assert labels[48:54, 0].tolist() == [0, bell, bell, bell, bell, 0]  # 3.88, 3.96, 4.04, 4.12, 4.20, 4.28
+    assert labels[49, 1:].tolist() == [3, 9, 2, *[IGNORED] * 3]  # it ends in the next window
+    assert labels[50, 1:].tolist() == [*[IGNORED] * 3, 0, 2, 1]  # it began in the one before
+    assert (labels[labels[:, 0] == 0][:, 1:] == IGNORED).all()
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
+    """And leave a checkpoint that loads without code of its own; an interrupted run goes on."""
+    monkeypatch.setattr(train_tiny, "Vocabulary", lambda split: moss_audio.training.tiny_world.Vocabulary(split, 3))
+    trainer = {"logging_steps": 1, "eval_steps": 20, "save_steps": 20, "dataloader_persistent_workers": False}
+    settings = Settings(
+        encoder_steps=20, steps=40, batch_size=8, warmup_steps=5, clips=200, dev_clips=8, workers=0, trainer=trainer
+    )
+    folder = train(settings, tmp_path)
+    for stage, drop in (("encoder", 0.9), ("model", 0.75)):
+        log = json.loads((tmp_path / stage / "log.json").read_text())
+        losses = [entry["loss"] for entry in log if "loss" in entry]
+        assert np.mean(losses[-3:]) < drop * np.mean(losses[:3]), stage
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("chat_template.jinja", "config.json", "generation_config.json", "model.safetensors"),
+        *("processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    ]
+    model = MossAudioModel.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16 and MossAudioProcessor.from_pretrained(folder).enable_time_marker
+    pipe = pipeline("audio-text-to-text", model=str(folder))
+    assert isinstance(pipe(np.zeros(16000, dtype=np.float32), max_new_tokens=3)["generated_text"], str)
+
+    weights = (folder / "model.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    shutil.rmtree(tmp_path / "model" / "checkpoint-40")
+    assert train(settings, tmp_path) == folder  # from step 20 on
+    assert (folder / "model.safetensors").read_bytes() == weights
+    train_tiny.draw_curves(tmp_path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="other settings"):
+        train(Settings(seed=1), tmp_path)
