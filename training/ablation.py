@@ -1,0 +1,128 @@
+# Copyright 2026 The moss-audio authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What DeepStack and time markers are good for: small models trained alike, with both, without the one, without the other.
+
+`python -m moss_audio.training.ablation OUT --data TEST.jsonl` trains each from the same encoder on the same clips, and
+measures them on a data file of `tiny_world`. Interrupted, it goes on with what is missing.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any, Optional
+
+from moss_audio import AudioTextToTextPipeline, MossAudioModel, MossAudioProcessor
+from moss_audio.training.evaluate import evaluate, read_samples, save
+from moss_audio.training.train_tiny import Settings, train
+
+
+# Name, changes of the settings, and how many of the seeds are trained with them.
+VARIANTS = {
+    "full": {},
+    "without DeepStack": {"taps": 0},
+    "without time markers": {"time_markers": False},
+}
+FIGURES = (
+    ("transcription", "wer", "WER", "{:.2%}"),
+    ("timestamps", "aas_ms", "AAS", "{:.0f} ms"),
+    ("timestamps", "matched", "matched", "{:.1%}"),
+    ("description", "event_f1", "event F1", "{:.3f}"),
+    ("when", "accuracy", "times right", "{:.1%}"),
+    ("count", "accuracy", "counts right", "{:.1%}"),
+    ("order", "accuracy", "order right", "{:.1%}"),
+    ("choice", "accuracy", "choices right", "{:.1%}"),
+)
+
+
+def measure(checkpoint: Path, data: Path, limit: Optional[int]) -> dict[str, Any]:
+    """The tasks of [`~moss_audio.training.evaluate.evaluate`] for a checkpoint."""
+    model = MossAudioModel.from_pretrained(checkpoint).eval()
+    pipe = AudioTextToTextPipeline(model=model, processor=MossAudioProcessor.from_pretrained(checkpoint))
+    return evaluate(pipe, read_samples(data, limit=limit), batch_size=32, max_new_tokens=200)
+
+
+def run(folder: Path, data: Path, settings: dict[str, Any], seeds: list[int], limit: Optional[int]) -> dict[str, list]:
+    """Trains and measures every variant with every seed; returns the tasks of each, by variant."""
+    results: dict[str, list] = {}
+    for seed in seeds:
+        for variant, changes in VARIANTS.items():
+            home = folder / f"{variant.replace(' ', '-')}-{seed}"
+            kept = home / "results.json"
+            if not kept.exists():
+                first = folder / f"full-{seed}" / "encoder.pt"  # the variants of a seed share their encoder
+                encoder = first if variant != "full" else None
+                checkpoint = train(Settings(**{**settings, **changes, "seed": seed}), home, encoder)
+                save(measure(checkpoint, data, limit), kept)
+            report = json.loads(kept.read_text(encoding="utf-8"))
+            results.setdefault(variant, []).append(report["tasks"])
+    return results
+
+
+def table(results: dict[str, list]) -> str:
+    """Means over the seeds, with the lowest and highest, as a Markdown table."""
+    lines = [
+        "| model | " + " | ".join(name for *_, name, _ in FIGURES) + " |",
+        "| --- |" + " ---: |" * len(FIGURES),
+    ]
+    for variant, runs in results.items():
+        cells = []
+        for task, figure, _, form in FIGURES:
+            values = [tasks[task][figure] for tasks in runs]
+            spread = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
+            cells.append(form.format(mean(values)) + spread)
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, list], path: Path):
+    """Draws each figure of the table: a bar for the mean of a variant, a dot for each seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, len(FIGURES) // 2, figsize=(11, 5), layout="constrained")
+    for axis, (task, name, title, _) in zip(axes.flat, FIGURES):
+        for index, (variant, runs) in enumerate(results.items()):
+            values = [tasks[task][name] for tasks in runs]
+            axis.bar(index, mean(values), color=f"C{index}", alpha=0.6, label=variant)
+            axis.plot([index] * len(values), values, "k.", markersize=5)
+        axis.set(title=title, xticks=[])
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(results))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: Optional[list[str]] = None):
+    """The command `python -m moss_audio.training.ablation`."""
+    parser = argparse.ArgumentParser(prog="python -m moss_audio.training.ablation", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="OUT")
+    parser.add_argument("--data", type=Path, required=True, help="a data file of tiny_world to measure on")
+    parser.add_argument("--limit", type=int, help="measure on its first so many samples; default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--encoder-steps", type=int, default=Settings.encoder_steps)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    options = parser.parse_args(arguments)
+    settings = {name: getattr(options, name) for name in ("encoder_steps", "steps", "batch_size")}
+    results = run(options.folder, options.data, settings, options.seeds, options.limit)
+    text = table(results)
+    (options.folder / "ablation.md").write_text(text + "\n", encoding="utf-8")
+    draw(results, options.folder / "ablation.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
