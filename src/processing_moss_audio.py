@@ -45,6 +45,9 @@ from .configuration_moss_audio import (
     samples_to_frames,
     span_tokens,
 )
+from .generation_moss_audio import thinking_token_ids
+from .tasks_moss_audio import TaskRequests
+from .transcripts_moss_audio import split_reasoning
 
 
 AUDIO_TOKEN, AUDIO_START_TOKEN, AUDIO_END_TOKEN = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
@@ -183,19 +186,6 @@ def count_clips(text: str) -> int:
     return len(_SPAN.findall(text))
 
 
-def split_reasoning(text: str) -> tuple[Optional[str], str]:
-    """
-    The reasoning and the answer of a generated text: what its `<think>` block holds, None without one, and what comes
-    after it. A block that the answer was cut off in has no end; then the answer is empty.
-    """
-    head, opened, rest = text.partition("<think>")
-    if not opened:
-        reasoning, closed, answer = text.partition("</think>")  # the prompt opened the block
-        return (reasoning.strip(), answer.strip()) if closed else (None, text.strip())
-    reasoning, _, answer = rest.partition("</think>")
-    return reasoning.strip(), (head + answer).strip()
-
-
 # ----------------------------------------------------------------------------------------------------------- processor
 
 
@@ -217,7 +207,7 @@ class MossAudioProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True}, "common_kwargs": {"return_tensors": "pt"}}
 
 
-class MossAudioProcessor(ProcessorMixin):
+class MossAudioProcessor(TaskRequests, ProcessorMixin):
     r"""
     Turns recordings and texts into the inputs of [`MossAudioModel`], and its tokens into text.
 
@@ -330,6 +320,11 @@ class MossAudioProcessor(ProcessorMixin):
     def audio_token(self) -> str:
         """The tokenizer's name of the audio token."""
         return self._names[AUDIO_TOKEN]
+
+    @property
+    def thinking_token_ids(self) -> dict[str, Any]:
+        """The tokens that `generate(thinking_budget=…, thinking_token_ids=…)` must know of, by the tokenizer's ids."""
+        return thinking_token_ids(self.tokenizer)
 
     @property
     def model_input_names(self) -> list[str]:
