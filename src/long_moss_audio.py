@@ -44,7 +44,7 @@ def cut_audio(
     blocks: Iterable[torch.Tensor], sampling_rate: int, max_seconds: float = CHUNK_SECONDS
 ) -> Iterator[Piece]:
     """
-    A recording in pieces of at most `max_seconds`, cut in the middle of the quietest moment of the last tenth (of the last
+    A recording in pieces of at most `max_seconds`, cut in the middle of the longest pause of the last tenth (of the last
     10 s, where that is more, but never before the half). No more than a piece is held at a time.
 
     Args:
@@ -82,8 +82,8 @@ def cut_audio(
 
 def quietest_place(samples: torch.Tensor, low: int, high: int, sampling_rate: int) -> int:
     """
-    The sample between `low` and `high` around which there is least sound; in the middle of the longest such stretch where
-    several are equally quiet, as in digital silence.
+    The sample between `low` and `high` around which there is least sound: the middle of the longest stretch that is as quiet
+    as any, give or take 3 dB; the last of several.
     """
     hop = max(1, sampling_rate // 100)
     frames = (high - low) // hop
@@ -93,9 +93,9 @@ def quietest_place(samples: torch.Tensor, low: int, high: int, sampling_rate: in
     width = min(frames, round(PAUSE_SECONDS * sampling_rate / hop))
     loudness = torch.nn.functional.avg_pool1d(power[None, None], width, stride=1)[0, 0]
     first, longest, run = 0, 0, 0
-    for index, quiet in enumerate((loudness <= loudness.min()).tolist()):
+    for index, quiet in enumerate((loudness <= 2 * loudness.min()).tolist()):  # within 3 dB
         run = run + 1 if quiet else 0
-        if run > longest:
+        if run >= longest:
             first, longest = index - run + 1, run
     return low + int((first + (longest - 1) / 2 + width / 2) * hop)
 
