@@ -30,9 +30,7 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 from .audio_moss_audio import is_samples, load_audio, stream_audio
-
-# This one is for Transformers 5.8 to 5.13, which put into their cache what a file imports itself, and no more.
-from .configuration_moss_audio import MossAudioConfig  # noqa: F401
+from .configuration_moss_audio import decoder_positions
 from .generation_moss_audio import SegmentStreamer, TokenLogprobs, span_logprobs, token_ends, with_confidence
 from .long_moss_audio import CHUNK_SECONDS, Piece, clock, cut_audio, stitch_transcripts, stitched_text, within_piece
 from .tasks_moss_audio import chosen_letter, task_messages, task_prompt
@@ -44,6 +42,10 @@ logger = logging.get_logger(__name__)
 DEFAULT_TEXT = "Describe this audio."
 # Tasks about what happens when, whose answers to the pieces of a long recording make sense one after another.
 CUT_BY_DEFAULT = ("transcribe", "caption")
+# Tokens for an answer where nobody has said how many, and besides for each second of a transcript: fast speech, with the
+# times of its sentences or of its words.
+DEFAULT_TOKENS = 1024
+TOKENS_PER_SECOND = {None: 10, "sentence": 10, "word": 40}
 
 
 class Conversation:
@@ -141,9 +143,12 @@ class AudioTextToTextPipeline(ChunkPipeline):
             "return_full_text": return_full_text,
             "return_raw_text": return_raw_text,
         }
+        forward = {**(generate_kwargs or {}), **generation_parameters}
+        if task == "transcribe":
+            forward["tokens_per_second"] = TOKENS_PER_SECOND.get(preprocess["timestamps"])
         return (
             {name: value for name, value in preprocess.items() if value is not None},
-            {**(generate_kwargs or {}), **generation_parameters},
+            forward,
             {name: value for name, value in postprocess.items() if value is not None},
         )
 
@@ -322,7 +327,11 @@ class AudioTextToTextPipeline(ChunkPipeline):
         )
 
     def _forward(
-        self, model_inputs: dict[str, Any], output_scores: Optional[bool] = None, **generate_kwargs
+        self,
+        model_inputs: dict[str, Any],
+        output_scores: Optional[bool] = None,
+        tokens_per_second: Optional[int] = None,
+        **generate_kwargs,
     ) -> dict[str, Any]:
         alone = not isinstance(model_inputs["features"], list)  # it has not gone through the collator
         if alone:
@@ -331,6 +340,10 @@ class AudioTextToTextPipeline(ChunkPipeline):
         if generate_kwargs.get("thinking_budget") is not None:
             generate_kwargs.setdefault("thinking_token_ids", self.processor.thinking_token_ids)
         generate_kwargs = self._generate_arguments(generate_kwargs)
+        if tokens_per_second and self._is_limit_open(generate_kwargs):
+            seconds = max((end or 0) - (start or 0) for start, end in zip(model_inputs["start"], model_inputs["end"]))
+            left = decoder_positions(self.model.config.language_config) - batch["input_ids"].shape[1]
+            generate_kwargs["max_new_tokens"] = max(1, min(DEFAULT_TOKENS + int(tokens_per_second * seconds), left))
         ids, logprobs = self._generate(batch, generate_kwargs, bool(output_scores))
         rows = len(model_inputs["prompt"])
         new = ids[:, batch["input_ids"].shape[1] :]
@@ -352,6 +365,12 @@ class AudioTextToTextPipeline(ChunkPipeline):
         if getattr(self, "assistant_model", None) is not None:
             generate_kwargs.setdefault("assistant_model", self.assistant_model)
         return generate_kwargs
+
+    def _is_limit_open(self, generate_kwargs: dict[str, Any]) -> bool:
+        """Whether neither a call nor a configuration says how long an answer may be."""
+        if generate_kwargs.get("max_new_tokens") is not None or generate_kwargs.get("max_length") is not None:
+            return False
+        return self._setting(generate_kwargs, "max_new_tokens") in (None, DEFAULT_TOKENS)
 
     def _setting(self, generate_kwargs: dict[str, Any], name: str) -> Any:
         """A parameter of generation: as given, or as the model's configuration has it."""
