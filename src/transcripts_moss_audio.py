@@ -680,14 +680,14 @@ def join_texts(texts: Iterable[str]) -> str:
     """Texts one after another, with a space between them unless the script has none there (Chinese, Japanese, Thai…)."""
     joined = ""
     for text in texts:
-        spaced = joined and text and not (_UNSPACED.match(joined[-1]) or _UNSPACED.match(text[0]))
+        spaced = joined and text and not (UNSPACED.match(joined[-1]) or UNSPACED.match(text[0]))
         joined += " " + text if spaced else text
     return joined
 
 
 # Scripts without spaces between words: Thai, Lao, Burmese, Khmer, the signs and kana of Chinese and Japanese with their
 # punctuation and wide forms.
-_UNSPACED = re.compile(
+UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
