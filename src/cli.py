@@ -71,7 +71,7 @@ Prompt = Annotated[
 
 @app.command()
 def ask(
-    recordings: Annotated[list[str], typer.Argument(help="Files or URLs: WAV, FLAC, OGG, MP3.", show_default=False)],
+    recordings: Annotated[list[str], typer.Argument(help="Files or URLs.", show_default=False)],
     model: Annotated[str, typer.Option(help="Checkpoint: a folder, or an id on the Hugging Face Hub.")],
     prompt: Annotated[str, typer.Option(help="The question or task.")] = "Describe this audio.",
     device: Annotated[

@@ -463,7 +463,11 @@ class AudioTextToTextPipeline(ChunkPipeline):
         transcript = parse_transcript(answer) if task == "transcribe" else Transcript()
         offset = text.rfind(answer)
         if logprobs is not None and offset >= 0:
-            ends = [max(0, position - offset) for position in token_ends(ids.tolist(), decode)]
+            ends = token_ends(ids.tolist(), decode)
+            first = next((index for index, end in enumerate(ends) if end > offset), len(ends))  # of the answer
+            while first and ends[first - 1] == offset and (ends[first - 2] if first > 1 else 0) == offset:
+                first -= 1  # a token that is a part of the answer's first character
+            ends, logprobs = [end - offset for end in ends[first:]], logprobs[first:]
             transcript = with_confidence(transcript, ends, logprobs)
             logprobs = span_logprobs((0, len(answer)), ends, logprobs)
         return Answer(answer, reasoning, raw, cut_off, start, end, transcript, logprobs)

@@ -16,6 +16,7 @@ progress by the second of audio, and what failed said at the end.
 """
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -24,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .batches import answer_all
 from .outputs import Outputs, Recording, seconds_of
-from .writers import render, write
+from .writers import render, write_atomically
 
 
 class Run:
@@ -63,23 +64,28 @@ class Run:
 
     def answer(self, pipe: Any, batch_size: int, **parameters):
         """Answers what is to be done, and writes or prints each result as soon as it is there."""
-        durations = [seconds_of(recording.source) for recording, _ in self.todo]
-        total = sum(durations) if None not in durations else None
-        layout = "{desc} |{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]" if total else None
+        logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)  # what it warns of is reported here
+        total = sum(seconds_of(recording.source) or 0.0 for recording, _ in self.todo)
+        layout = "{desc} |{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
         with tqdm(total=total, unit="s", file=sys.stderr, bar_format=layout, desc=self._done(0)) as progress:
+
+            def heard(seconds: float):
+                progress.total = max(progress.total, progress.n + seconds)  # headers do not know it all
+                progress.update(seconds)
+
             sources = [recording.source for recording, _ in self.todo]
-            results = answer_all(pipe, sources, batch_size, lambda seconds: progress.update(seconds), **parameters)
+            results = answer_all(pipe, sources, batch_size, heard, **parameters)
             for count, ((recording, formats), result) in enumerate(zip(self.todo, results), start=1):
                 with tqdm.external_write_mode():
                     self._finish(recording, formats, result)
-                progress.set_description(self._done(count))
+                progress.set_description_str(self._done(count))
 
     def _done(self, count: int) -> str:
         return f"{count}/{len(self.todo)} recordings"
 
     def _finish(self, recording: Recording, formats: list[str], result: dict[str, Any]):
         if "error" in result:
-            self._fail(recording, result["error"])
+            self._fail(recording, result["error"].removeprefix(f"{recording.source} "))
             if self.outputs is None and self.formats == ["json"]:
                 self._print(recording, result)
             return
@@ -94,7 +100,7 @@ class Run:
             self.outputs.begin(recording, formats)
             for name, path in self.outputs.files(recording).items():
                 if name in formats:
-                    write(result, path, name)
+                    write_atomically(path, _rendered(result, name))
         except (OSError, ValueError) as error:
             self._fail(recording, f"its results cannot be written: {error}")
 
@@ -103,7 +109,7 @@ class Run:
         if self.formats == ["json"]:
             text = json.dumps({"audio": recording.source, **result}, ensure_ascii=False)
         else:
-            text = render(result, self.formats[0]).rstrip("\n")
+            text = _rendered(result, self.formats[0]).rstrip("\n")
         print(f"{recording.source}:\n{text}\n" if several and self.formats == ["txt"] else text, flush=True)
 
     def _fail(self, recording: Recording, message: str):
@@ -123,3 +129,12 @@ class Run:
             for source, message in self.failures:
                 print(f"  {source}: {message}", file=sys.stderr)
         return not self.failures
+
+
+def _rendered(result: dict[str, Any], format: str) -> str:
+    """The text of a file. One that is for reading says itself where the answer is not complete."""
+    if format != "txt":
+        return render(result, format)
+    if "repairs" not in result:  # a caption, with paragraphs of its own
+        result = {**result, "segments": []}
+    return render(result, format) + ("[cut off]\n" if result["cut_off"] else "")
