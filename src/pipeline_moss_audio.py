@@ -464,9 +464,9 @@ class AudioTextToTextPipeline(ChunkPipeline):
         offset = text.rfind(answer)
         if logprobs is not None and offset >= 0:
             ends = token_ends(ids.tolist(), decode)
-            first = next((index for index, end in enumerate(ends) if end > offset), len(ends))  # of the answer
-            while first and ends[first - 1] == offset and (ends[first - 2] if first > 1 else 0) == offset:
-                first -= 1  # a token that is a part of the answer's first character
+            starts = [0, *ends[:-1]]
+            heard = (index for index in range(len(ends)) if ends[index] > offset or starts[index] >= offset)
+            first = next(heard, len(ends))  # token of the answer
             ends, logprobs = [end - offset for end in ends[first:]], logprobs[first:]
             transcript = with_confidence(transcript, ends, logprobs)
             logprobs = span_logprobs((0, len(answer)), ends, logprobs)
