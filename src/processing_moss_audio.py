@@ -476,7 +476,7 @@ class MossAudioProcessor(TaskRequests, ProcessorMixin):
                 raise ValueError(
                     f"`audio` of {sum(tokens) * 0.08:.0f} s makes a prompt of {len(ids)} tokens; the decoder has "
                     f"{self.max_position_embeddings} positions. The longest that fits beside this text is {longest} s: "
-                    "cut the recording into pieces."
+                    "cut the recording into pieces, as the pipeline does with `chunk_length_s`."
                 )
 
     def pad(self, features: list[Mapping[str, torch.Tensor]]) -> BatchFeature:
