@@ -241,7 +241,8 @@ def _ffmpeg_blocks(name: str, source: Any, rate: int, reason: Exception) -> Iter
             process = subprocess.Popen([program, *options, *output], stdout=subprocess.PIPE, stderr=messages)
             try:
                 while data := process.stdout.read(BYTES_PER_BLOCK):
-                    yield torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
+                    whole = data[: len(data) // 4 * 4]  # an ffmpeg that dies may leave a part of a sample
+                    yield torch.from_numpy(np.frombuffer(whole, dtype="<f4").astype(np.float32))
                 if process.wait():
                     messages.seek(0)
                     said = " ".join(messages.read().decode(errors="replace").split())
@@ -349,3 +350,6 @@ def _import_soxr(rate: Union[int, float], target_rate: int) -> Any:
 def is_samples(source: Any) -> bool:
     """Whether a list is a waveform rather than a list of clips."""
     return isinstance(source, (list, tuple)) and bool(source) and isinstance(source[0], (int, float, np.number))
+
+
+__all__ = ["load_audio", "stream_audio"]

@@ -550,6 +550,10 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
     MOSS-Audio: sound and text in, text out. The class has the head for text and generates; it is what `AutoModel`,
     `AutoModelForCausalLM` and `AutoModelForMultimodalLM` give.
 
+    Besides what it takes elsewhere, `generate` takes `thinking_budget`, tokens of thinking after which the answer is asked
+    for (see [`ThinkingBudgetLogitsProcessor`]), and with a vocabulary that is not the released one
+    `thinking_token_ids=processor.thinking_token_ids`.
+
     ```python
     >>> from moss_audio import MossAudioModel, MossAudioProcessor
 

@@ -47,7 +47,7 @@ class Recording:
 def find_recordings(sources: Sequence[str]) -> list[Recording]:
     """
     The recordings that arguments of a command name, in order: files and URLs as they are, folders searched for all files
-    with a suffix of sound or video, in alphabetical order. Results of recordings in a folder lie as the recordings do; two
+    with a suffix of sound or video that are not hidden, in alphabetical order. Results of recordings in a folder lie as the recordings do; two
     recordings that differ in their suffix only keep it in the names of their results.
 
     Raises:
@@ -59,7 +59,9 @@ def find_recordings(sources: Sequence[str]) -> list[Recording]:
         if not folder.is_dir():
             found.append((source, Path(Path(source.split("?")[0]).name)))
             continue
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        paths = sorted(
+            path for path in folder.rglob("*") if _is_recording(path.relative_to(folder)) and path.is_file()
+        )
         if not paths:
             raise FileNotFoundError(f"the folder {source!r} has no recordings (files such as .wav, .mp3, .m4a, .mp4).")
         found.extend((str(path), path.relative_to(folder)) for path in paths)
@@ -72,6 +74,11 @@ def find_recordings(sources: Sequence[str]) -> list[Recording]:
     named = [(source, name.with_suffix("") if stems[name.with_suffix("")] == 1 else name) for source, name in distinct]
     _check_names(named)
     return [Recording(source, name) for source, name in named]
+
+
+def _is_recording(path: Path) -> bool:
+    """Whether a name in a folder is one of sound or video, and not hidden (as the "._a.wav" that macOS leaves are)."""
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def _check_names(named: Sequence[tuple[str, Path]]):
@@ -103,9 +110,10 @@ class Outputs:
             for line in self.record.read_text(encoding="utf-8").splitlines():
                 try:
                     entry = json.loads(line)
-                    self._lines[entry["name"]] = entry
-                except (ValueError, KeyError, TypeError):
+                except ValueError:
                     continue  # the command was interrupted as it wrote this line
+                if isinstance(entry, dict) and {"name", "recording", "options", "formats"} <= set(entry):
+                    self._lines[entry["name"]] = entry
 
     def files(self, recording: Recording) -> dict[str, Path]:
         """The files for a recording, by format."""
@@ -120,31 +128,36 @@ class Outputs:
             FileExistsError: where a file is there that does not stem from this recording and these options, and `overwrite`
                 is False.
         """
-        there = [format for format, path in self.files(recording).items() if path.exists()]
         entry = self._lines.get(recording.name.as_posix())
-        reason = self._difference(entry, recording)
-        if there and reason and not overwrite:
-            path = self.files(recording)[there[0]]
-            raise FileExistsError(f"{path} is there, and {reason}; --overwrite replaces it.")
-        if reason:
-            return self.formats
-        return [format for format in self.formats if format not in there]
+        missing = []
+        for format, path in self.files(recording).items():
+            reason = self._difference(entry, recording, format)
+            if path.exists() and reason and not overwrite:
+                raise FileExistsError(f"{path} is there, and {reason}; --overwrite replaces it.")
+            if reason or not path.exists():
+                missing.append(format)
+        return missing
 
-    def _difference(self, entry: Optional[dict[str, Any]], recording: Recording) -> Optional[str]:
+    def _difference(self, entry: Optional[dict[str, Any]], recording: Recording, format: str) -> Optional[str]:
+        """Why a file is not what this run would make; None where it is."""
         if entry is None:
             return "this command has no record of it"
-        if entry.get("recording") != fingerprint(recording.source):
+        if entry["recording"] != fingerprint(recording.source):
             return "the recording has changed since"
-        before = entry.get("options") or {}
+        before = entry["options"]
         names = [name for name in {**self.options, **before} if self.options.get(name) != before.get(name)]
         if names:
             name = names[0]
             return f"stems from other options ({name} was {before.get(name)!r}, now {self.options.get(name)!r})"
-        return None
+        return None if format in entry["formats"] else "stems from other options"
 
     def begin(self, recording: Recording, formats: Iterable[str]):
         """Takes down, before they are written, what the files of a recording are; what was there before goes."""
-        paths = self.files(recording)
+        paths, formats = self.files(recording), list(formats)
+        before = self._lines.get(recording.name.as_posix())
+        kept = [
+            name for name in (before or {}).get("formats", ()) if self._difference(before, recording, name) is None
+        ]
         for format in formats:
             paths[format].unlink(missing_ok=True)
             paths[format].parent.mkdir(parents=True, exist_ok=True)
@@ -152,6 +165,7 @@ class Outputs:
             "name": recording.name.as_posix(),
             "recording": fingerprint(recording.source),
             "options": self.options,
+            "formats": sorted({*kept, *formats}),
         }
         self._lines[entry["name"]] = entry
         whole = not self.record.exists() or self.record.read_bytes()[-1:] in (b"", b"\n")

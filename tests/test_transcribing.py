@@ -129,6 +129,22 @@ def test_results_of_other_options_are_noticed(pipe, folder):
     assert done.exit_code == 1 and "this command has no record of it" in done.stderr
 
 
+def test_an_older_file_of_another_format_is_not_taken_for_finished(pipe, folder):
+    run("transcribe", "in/a.wav", "--output", "out", "--timestamps", "word", "--format", "srt")
+    run("transcribe", "in/a.wav", "--output", "out", "--timestamps", "sentence", "--overwrite")
+    done = run("transcribe", "in/a.wav", "--output", "out", "--timestamps", "sentence", "--format", "txt,srt")
+    assert done.exit_code == 1 and "a.srt is there, and stems from other options; --overwrite" in done.stderr
+    done = run(
+        "transcribe", "in/a.wav", "--output", "out", "--timestamps", "sentence", "--format", "txt,srt", "--overwrite"
+    )
+    assert done.exit_code == 0
+
+
+def test_hidden_files_are_no_recordings(folder):
+    shutil.copy(folder / "in" / "a.wav", folder / "in" / "._a.wav")
+    assert len(find_recordings(["in"])) == 3
+
+
 def test_keywords_of_a_file_are_options(pipe, folder, monkeypatch):
     prompts = []
     preprocess = pipe.preprocess
