@@ -299,6 +299,36 @@ def _print_result(name: str, result: dict[str, Optional[str]], as_json: bool, he
         print(f"{name}:\n{result['generated_text']}\n" if headed else result["generated_text"], flush=True)
 
 
+@app.command()
+def view(
+    recording: Annotated[str, typer.Argument(help="The recording: WAV, FLAC, OGG, MP3.", show_default=False)],
+    result: Annotated[
+        str, typer.Argument(help="Its result: a JSON file, or the lines of `ask --json`.", show_default=False)
+    ],
+    output: Annotated[
+        Optional[str], typer.Option("--output", "-o", help="The page; by default RESULT.html.", show_default=False)
+    ] = None,
+    embed_megabytes: Annotated[
+        float, typer.Option(min=0, help="A page whose sound takes more plays the recording from where it is.")
+    ] = 25.0,
+):
+    """Make a page to look at a result and listen to its recording: one file, no network."""
+    from .view import write_page
+    from .writers import read_results
+
+    try:
+        results = read_results(result)
+        if len(results) > 1:
+            results = [item for item in results if Path(item["audio"] or "").name == Path(recording).name]
+        if len(results) != 1:
+            raise ValueError(f"{result} has {len(results) or 'no'} results for {Path(recording).name}; it needs one.")
+        page = write_page(recording, results[0], output or Path(result).with_suffix(".html"), embed_megabytes)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"moss-audio: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    print(page)
+
+
 conversion_commands.register(app)
 
 

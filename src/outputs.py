@@ -107,7 +107,10 @@ class Outputs:
         folder.mkdir(parents=True, exist_ok=True)
         self._lines: dict[str, dict[str, Any]] = {}
         if self.record.is_file():
-            for line in self.record.read_text(encoding="utf-8").splitlines():
+            text = self.record.read_text(encoding="utf-8")
+            if text and not text.endswith("\n"):
+                self._append("\n")
+            for line in text.splitlines():
                 try:
                     entry = json.loads(line)
                 except ValueError:
@@ -168,9 +171,11 @@ class Outputs:
             "formats": sorted({*kept, *formats}),
         }
         self._lines[entry["name"]] = entry
-        whole = not self.record.exists() or self.record.read_bytes()[-1:] in (b"", b"\n")
+        self._append(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def _append(self, text: str):
         with open(self.record, "a", encoding="utf-8") as file:
-            file.write(("" if whole else "\n") + json.dumps(entry, ensure_ascii=False) + "\n")
+            file.write(text)
 
 
 def fingerprint(source: str) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class Segment:
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, for JSON; those of confidence and `span` only where they are known."""
         always = ("start", "end", "text", "speaker")
-        return {name: value for name, value in asdict(self).items() if name in always or value is not None}
+        data = {name: value for name, value in asdict(self).items() if name in always or value is not None}
+        return data if self.span is None else {**data, "span": list(self.span)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Segment":

@@ -203,18 +203,17 @@ _COLUMNS = ("start", "end", "speaker", "logprob_mean", "logprob_min", "text")
 
 
 def _tsv(result: dict[str, Any], limits: "_Limits") -> str:
-    """A line for each segment under a line of names; what is not known is empty."""
+    """A line for each segment under a line of names; what is not known is empty, and a tab in a text is a space."""
     file = io.StringIO()
     table = csv.writer(file, delimiter="\t", lineterminator="\n")
     table.writerow(_COLUMNS)
     for segment in result["segments"]:
-        table.writerow([_number(segment.get(name)) for name in _COLUMNS])
+        table.writerow([_field(segment.get(name)) for name in _COLUMNS])
     return file.getvalue()
 
 
-def _number(value: Any) -> Any:
-    """Seconds and log-probabilities to the millisecond or so; the rest as it is."""
-    return f"{value:.3f}" if isinstance(value, (int, float)) else value
+def _field(value: Any) -> Any:
+    return f"{value:.3f}" if isinstance(value, (int, float)) else re.sub(r"[\t\r\n]+", " ", value or "")
 
 
 def _txt(result: dict[str, Any], limits: "_Limits") -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import string
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -419,3 +420,23 @@ def test_the_package_exports_all_of_it():
 
     for name in transcripts_moss_audio.__all__:
         assert getattr(moss_audio, name) is getattr(transcripts_moss_audio, name) and name in moss_audio.__all__
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "transcripts.md").read_text(encoding="utf-8")
+
+
+def test_the_snippets_of_the_documentation_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    snippets = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(snippets) == 4
+    for index, code in enumerate(snippets):
+        exec(compile(code, f"snippet {index} of docs/transcripts.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "2.3 4.32 S02 The weather is nice today." in printed and "0.0 Hello.\n1.2 Good day.\n" in printed
+    assert "00:00:00,000 --> 00:00:02,010\n[S01] Hello there." in printed
+    assert (tmp_path / "meeting.vtt").read_text(encoding="utf-8").startswith("WEBVTT")
+
+
+def test_the_documentation_names_all_repairs():
+    assert all(f"`{kind}`" in PAGE for kind in REPAIRS)
