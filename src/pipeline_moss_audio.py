@@ -123,6 +123,8 @@ class AudioTextToTextPipeline(ChunkPipeline):
             raise ValueError(f"{twice} stand both in `generate_kwargs` and beside it; pass each once.")
         if task is None and (return_timestamps or speakers or keywords or language):
             task = "transcribe"  # there is nothing else that these go with
+        elif task is None and options:
+            task = "choice"
         preprocess = {
             "text": text,
             "task": task,
@@ -165,7 +167,8 @@ class AudioTextToTextPipeline(ChunkPipeline):
             task (`str`, *optional*):
                 "transcribe", "caption", "attributes" (the voice, as JSON), "question", "choice" or "summarize": asks in the
                 released words where there are such. `text` is then the question of "question" and "choice", and a
-                wording of one's own for the others. "transcribe" where one of the next four is given.
+                wording of one's own for the others. Where one of the next four is given it is "transcribe", with `options`
+                "choice".
             return_timestamps (`bool` or `str`, *optional*):
                 Times in a transcript: "sentence" (or True), or "word".
             speakers (`bool`, *optional*):
@@ -274,11 +277,10 @@ class AudioTextToTextPipeline(ChunkPipeline):
             yield _model_inputs(inputs, features)
             return
         audio, question = _audio_and_text(inputs, text)
-        prompt = (
-            (DEFAULT_TEXT if question is None else question)
-            if task is None
-            else task_prompt(task, question, **request)
-        )
+        if task is None:
+            prompt = DEFAULT_TEXT if question is None else question
+        else:
+            prompt = task_prompt(task, question, **request)
         seconds = (CHUNK_SECONDS if task in CUT_BY_DEFAULT else 0) if chunk_length_s is None else chunk_length_s
         if isinstance(audio, (list, tuple)) and len(audio) == 1 and not is_samples(audio):
             audio = audio[0]
@@ -292,8 +294,8 @@ class AudioTextToTextPipeline(ChunkPipeline):
             processor_kwargs.pop("sampling_rate", None)
             pieces = ((piece.samples, piece) for piece in self._pieces(audio, sampling_rate, seconds))
         for clips, piece in pieces:
-            conversation = Conversation(task_messages(prompt, clips))
             if template_kwargs:
+                conversation = Conversation(task_messages(prompt, clips))
                 features = self._read(conversation, None, template_kwargs, processor_kwargs)
             else:
                 features = self.processor(text=prompt, audio=clips, **processor_kwargs)
@@ -368,7 +370,9 @@ class AudioTextToTextPipeline(ChunkPipeline):
 
     def _is_limit_open(self, generate_kwargs: dict[str, Any]) -> bool:
         """Whether neither a call nor a configuration says how long an answer may be."""
-        if generate_kwargs.get("max_new_tokens") is not None or generate_kwargs.get("max_length") is not None:
+        if generate_kwargs.get("max_new_tokens") is not None:
+            return False
+        if self._setting(generate_kwargs, "max_length") not in (None, 20):  # the default of version 4
             return False
         return self._setting(generate_kwargs, "max_new_tokens") in (None, DEFAULT_TOKENS)
 
@@ -416,9 +420,9 @@ class AudioTextToTextPipeline(ChunkPipeline):
         return_raw_text: bool = False,
     ) -> Union[dict[str, Any], list[dict[str, Any]]]:
         prompt = model_outputs[0]["prompt"]
-        sequences = zip(*(self._answers(output, task) for output in model_outputs))
         results = []
-        for answers in sequences:
+        for sequence in range(model_outputs[0]["ids"].flatten(0, -2).shape[0]):
+            answers = [self._answer(output, sequence, task) for output in model_outputs]
             result = {"generated_text": _joined(answers, task), "reasoning": _joined_reasoning(answers)}
             if return_full_text:
                 result["generated_text"] = _full_text(prompt, result["generated_text"])
@@ -433,44 +437,37 @@ class AudioTextToTextPipeline(ChunkPipeline):
             )
         return results[0] if len(results) == 1 else results
 
-    def _answers(self, output: dict[str, Any], task: Optional[str]) -> list[Answer]:
-        """What was said about one piece, in each of the sequences asked for."""
-        sequences = output["ids"].flatten(0, -2)  # (sequences, new tokens)
-        cut_off = output["cut_off"].flatten().tolist()
-        logprobs = output["logprobs"]
-        logprobs = [None] * len(cut_off) if logprobs is None else logprobs.flatten(0, -2).tolist()
-        bounds = (output["start"], output["end"])
-        return [self._answer(output["prompt"], *each, *bounds, task) for each in zip(sequences, cut_off, logprobs)]
+    def _answer(self, output: dict[str, Any], sequence: int, task: Optional[str]) -> Answer:
+        """What was said about one piece, in one of the sequences asked for."""
 
-    def _answer(
-        self,
-        prompt: Any,
-        ids: torch.Tensor,
-        cut_off: bool,
-        logprobs: Optional[list[float]],
-        start: Optional[float],
-        end: Optional[float],
-        task: Optional[str],
-    ) -> Answer:
         def decode(ids: Sequence[int]) -> str:
             return self.processor.decode(ids, skip_special_tokens=True)
 
+        prompt, ids = output["prompt"], output["ids"].flatten(0, -2)[sequence]
         text = decode(ids)
         reasoning, answer = split_reasoning(text)
         if reasoning is None and isinstance(prompt, Conversation) and prompt.is_open:
             answer = text  # it goes on in the middle of a sentence: its spaces count
-        raw = self.processor.decode(ids[ids != self.processor.tokenizer.pad_token_id], skip_special_tokens=False)
         transcript = parse_transcript(answer) if task == "transcribe" else Transcript()
-        offset = text.rfind(answer)
-        if logprobs is not None and offset >= 0:
+        logprobs, offset = None, text.rfind(answer)
+        if output["logprobs"] is not None and offset >= 0:
             ends = token_ends(ids.tolist(), decode)
-            starts = [0, *ends[:-1]]
-            heard = (index for index in range(len(ends)) if ends[index] > offset or starts[index] >= offset)
-            first = next(heard, len(ends))  # token of the answer
-            ends, logprobs = [end - offset for end in ends[first:]], logprobs[first:]
+            # From the token on in which the answer begins; those of the reasoning do not count.
+            first = sum(end <= offset and start < offset for start, end in zip([0, *ends], ends))
+            ends = [end - offset for end in ends[first:]]
+            logprobs = output["logprobs"].flatten(0, -2)[sequence].tolist()[first:]
             transcript = with_confidence(transcript, ends, logprobs)
             logprobs = span_logprobs((0, len(answer)), ends, logprobs)
-        return Answer(answer, reasoning, raw, cut_off, start, end, transcript, logprobs)
+        return Answer(
+            text=answer,
+            reasoning=reasoning,
+            raw=self.processor.decode(ids[ids != self.processor.tokenizer.pad_token_id], skip_special_tokens=False),
+            cut_off=bool(output["cut_off"].flatten()[sequence]),
+            start=output["start"],
+            end=output["end"],
+            transcript=transcript,
+            logprobs=logprobs,
+        )
 
     def stream(self, audio: Any, text: Optional[str] = None, **kwargs) -> Iterator[Segment]:
         r"""
@@ -496,7 +493,9 @@ class AudioTextToTextPipeline(ChunkPipeline):
         for inputs in self.preprocess(audio, **preprocess):
             start, end = inputs["start"], inputs["end"]
             for segment in self._stream(inputs, forward):
-                yield replace(within_piece(segment.shifted(start), start, end), span=None)
+                if start is not None:
+                    segment = within_piece(segment.shifted(start), start, end)
+                yield replace(segment, span=None)
 
     def _stream(self, inputs: dict[str, Any], forward: dict[str, Any]) -> Iterator[Segment]:
         streamer, stop = SegmentStreamer(self.processor), _Stop()

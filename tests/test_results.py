@@ -88,6 +88,8 @@ def test_attributes_and_choices(pipe):
     options = {"task": "choice", "text": "Which?", "options": ["a dog", "a cat"]}
     assert pipe(CLIP, **says(pipe, "B. a cat", **options))["choice"] == "B"
     assert pipe(CLIP, **says(pipe, "A dog.", **options))["choice"] == "A"
+    options.pop("task")
+    assert pipe(CLIP, **says(pipe, "(B)", **options))["choice"] == "B"
 
 
 def test_the_prompts_are_the_processors(pipe):
@@ -308,6 +310,14 @@ def test_a_prompt_that_has_opened_the_reasoning(pipe):
         streamer.put(torch.tensor([pipe.processor.tokenizer(text)["input_ids"]]))
     streamer.end()
     assert [segment.text for segment in streamer] == ["this"]
+
+
+def test_clips_and_words_of_ones_own_are_streamed(pipe):
+    source = {"audio": [CLIP, CLIP], "text": "Write down both."}
+    inputs = next(iter(pipe.preprocess(source, task="transcribe")))
+    ids = pipe.processor.tokenizer("[0.00]hello[1.00]<|im_end|>")["input_ids"]
+    script = LogitsProcessorList([Script(ids, inputs["features"]["input_ids"].shape[1])])
+    assert list(pipe.stream(source, logits_processor=script)) == [Segment(0.0, 1.0, "hello")]
 
 
 def test_what_cannot_be_streamed(pipe):
