@@ -13,7 +13,7 @@
 # limitations under the License.
 """What happens token by token while the model answers: a budget for its thinking, how sure it was, segments as they close.
 
-Nothing here keeps the state of a row: what has happened is read from the tokens, so that beams may be reordered and
+The budget keeps no state of its rows: what has happened is read from their tokens, so that beams may be reordered and
 candidates be taken back.
 """
 

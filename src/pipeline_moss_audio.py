@@ -88,7 +88,7 @@ class AudioTextToTextPipeline(ChunkPipeline):
     >>> pipe(["a.wav", "b.mp3"], text="Describe this audio.", batch_size=2)
     [{'generated_text': '…', 'reasoning': None}, {'generated_text': '…', 'reasoning': None}]
     >>> pipe("meeting.mp3", task="transcribe", return_timestamps="sentence")["segments"]
-    [{'start': 0.0, 'end': 2.01, 'text': '…', 'speaker': None, 'span': (6, 17)}, …]
+    [{'start': 0.0, 'end': 2.01, 'text': '…', 'speaker': None, 'span': [6, 17]}, …]
     ```
     """
 

@@ -122,7 +122,7 @@ def test_recordings_of_all_lengths_in_one_batch(pipe):
     recordings = [speech(5), speech(WORDS), speech(30)]
     results = pipe(recordings, return_timestamps="word", chunk_length_s=20, batch_size=4)
     assert [len(result["segments"]) for result in results] == [5, WORDS, 30]
-    assert results[0]["segments"][0]["span"] == (6, 8) and "span" not in results[1]["segments"][0]
+    assert results[0]["segments"][0]["span"] == [6, 8] and "span" not in results[1]["segments"][0]
 
 
 def test_ten_minutes_are_the_default_for_transcripts_and_captions_only(pipe):

@@ -53,8 +53,8 @@ def test_a_transcript_has_segments(pipe):
     result = pipe(CLIP, **says(pipe, "[0.00]hello there[2.01][2.01]good day[4.32]", return_timestamps=True))
     assert result["generated_text"] == "[0.00]hello there[2.01][2.01]good day[4.32]"
     assert result["segments"] == [
-        {"start": 0.0, "end": 2.01, "text": "hello there", "speaker": None, "span": (6, 17)},
-        {"start": 2.01, "end": 4.32, "text": "good day", "speaker": None, "span": (29, 37)},
+        {"start": 0.0, "end": 2.01, "text": "hello there", "speaker": None, "span": [6, 17]},
+        {"start": 2.01, "end": 4.32, "text": "good day", "speaker": None, "span": [29, 37]},
     ]
     assert result["repairs"] == [] and result["duration"] == 2.5 and result["cut_off"] is False
     json.dumps(result)
