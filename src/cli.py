@@ -306,7 +306,8 @@ def view(
         str, typer.Argument(help="Its result: a JSON file, or the lines of `ask --json`.", show_default=False)
     ],
     output: Annotated[
-        Optional[str], typer.Option("--output", "-o", help="The page; by default RESULT.html.", show_default=False)
+        Optional[str],
+        typer.Option("--output", "-o", help="The page; by default beside RESULT, as .html.", show_default=False),
     ] = None,
     embed_megabytes: Annotated[
         float, typer.Option(min=0, help="A page whose sound takes more plays the recording from where it is.")

@@ -678,10 +678,14 @@ def split_reasoning(text: str) -> tuple[Optional[str], str]:
 
 
 def join_texts(texts: Iterable[str]) -> str:
-    """Texts one after another, with a space between them unless the script has none there (Chinese, Japanese, Thai…)."""
+    """
+    Texts one after another, with a space between them unless the script has none there (Chinese, Japanese, Thai…), or one
+    is nothing but closing punctuation.
+    """
     joined = ""
     for text in texts:
-        spaced = joined and text and not (UNSPACED.match(joined[-1]) or UNSPACED.match(text[0]))
+        unspaced = not joined or not text or UNSPACED.match(joined[-1]) or UNSPACED.match(text[0])
+        spaced = not (unspaced or _PUNCTUATION.fullmatch(text))
         joined += " " + text if spaced else text
     return joined
 
@@ -692,6 +696,7 @@ UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
+_PUNCTUATION = re.compile(r"[,.!?;:…)\]}%]+")
 
 
 __all__ = [

@@ -61,7 +61,7 @@ def write_page(
         The path of the page.
 
     Raises:
-        ValueError: where the recording cannot be read as sound, or `result` is no result.
+        ValueError: where the recording cannot be read as sound, `result` is no result, or `output` is the recording.
         FileNotFoundError: where there is no recording.
         ImportError: where matplotlib or Jinja2 are not installed.
     """
@@ -75,6 +75,8 @@ def write_page(
     from .processing_moss_audio import load_audio
 
     output, result = Path(output), complete(result)
+    if output.exists() and output.samefile(recording):
+        raise ValueError(f"`output` {output} is the recording; name another file for the page.")
     samples = load_audio(os.fspath(recording)).numpy()
     source = _embedded(samples, embedded_megabytes)
     environment = jinja2.Environment(

@@ -17,6 +17,7 @@ A result is the dict that a pipeline gives for one recording, with what else is 
 are cut into cues and lines as they should be read; the other formats have the segments as they are.
 """
 
+import bisect
 import csv
 import html
 import io
@@ -107,13 +108,13 @@ def read_results(path: Union[str, os.PathLike]) -> list[dict[str, Any]]:
         FileNotFoundError: where there is no such file.
         ValueError: where it holds something else. Recordings that failed are left out.
     """
-    text = Path(path).read_text(encoding="utf-8-sig")
     try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
         try:
             found = json.loads(text)
         except json.JSONDecodeError:
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
+            found = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is neither JSON nor has it an object on each line: {error}.") from error
     found = found if isinstance(found, list) else [found]
     return [complete(item) for item in found if not (isinstance(item, dict) and item.get("error"))]
@@ -364,7 +365,7 @@ def are_words(segments: Sequence[Segment]) -> bool:
 def _with_both_times(segments: Iterable[Segment]) -> list[Segment]:
     """Segments that have a time, in order, with the other one where it is missing."""
     timed = [segment for segment in segments if segment.start is not None or segment.end is not None]
-    starts = sorted(segment.start for segment in timed if segment.start is not None)
+    starts = [*sorted(segment.start for segment in timed if segment.start is not None), float("inf")]
     result, before = [], 0.0
     for segment in timed:
         needed = max(MIN_SECONDS, width(segment.text) / READING_SPEED)
@@ -372,7 +373,7 @@ def _with_both_times(segments: Iterable[Segment]) -> list[Segment]:
         if start is None:
             start = max(0.0, min(before, end) if before > end - needed else end - needed)
         elif end is None:
-            end = min([start + needed, *(time for time in starts if time > start)])
+            end = min(start + needed, starts[bisect.bisect_right(starts, start)])
         before = end
         result.append(Segment(start, max(start, end), segment.text, segment.speaker))
     return sorted(result, key=lambda segment: segment.start)
@@ -402,6 +403,7 @@ def _units(segments: list[Segment]) -> list[_Unit]:
     return units
 
 
+# One character of such a script, or as many others as there are in a row.
 _PART = re.compile(f"{UNSPACED.pattern}|[^{UNSPACED.pattern[1:]}+")
 
 
@@ -440,30 +442,29 @@ def _cut(pieces: list[_Piece], limits: _Limits) -> list[list[_Piece]]:
     """Pieces as cues that are within the limits, at the least cost: few, of even length, that end where a clause does."""
     pieces = [part for piece in pieces for part in _narrow(piece, limits.line_width)]
     capacity = limits.line_width * limits.max_lines
-    best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first n pieces, and where their last cue begins
-    for stop in range(1, len(pieces) + 1):
-        options = []
-        for start in range(stop - 1, -1, -1):
-            cue = pieces[start:stop]
-            columns = sum(piece.width for piece in cue)
+    widths, bare = [piece.width for piece in pieces], [width(piece.text) for piece in pieces]
+    costs = [0.0] + [float("inf")] * len(pieces)  # of the first n pieces
+    begins = [0] * (len(pieces) + 1)  # where the last cue of the first n pieces begins
+    for start in range(len(pieces)):
+        lines, line, columns = 1, 0, 0
+        for stop in range(start + 1, len(pieces) + 1):
+            last = pieces[stop - 1]
+            line = line + widths[stop - 1] if line else bare[stop - 1]
+            if line > limits.line_width:
+                lines, line = lines + 1, bare[stop - 1]
+            columns += widths[stop - 1]
             # Less than a line in so much time is slow speech or a pause: one cue, that ends earlier.
-            long = cue[-1].end - cue[0].start > limits.max_seconds and columns >= limits.line_width
-            if len(cue) > 1 and (
-                columns > capacity + 1 or long or len(_fill(cue, limits.line_width)) > limits.max_lines
-            ):
+            long = last.end - pieces[start].start > limits.max_seconds and columns >= limits.line_width
+            if stop > start + 1 and (lines > limits.max_lines or long):
                 break
-            cost = (
-                6.0
-                + 6.0 * (1 - min(1.0, columns / capacity)) ** 2
-                + (_break_cost(cue[-1]) if stop < len(pieces) else 0)
-            )
-            options.append((best[start][0] + cost, start))
-        best.append(min(options))
+            cost = 6.0 + 6.0 * (1 - min(1.0, columns / capacity)) ** 2
+            cost += costs[start] + (_break_cost(last) if stop < len(pieces) else 0.0)
+            if cost < costs[stop]:
+                costs[stop], begins[stop] = cost, start
     cuts, stop = [], len(pieces)
     while stop:
-        start = best[stop][1]
-        cuts.append(pieces[start:stop])
-        stop = start
+        cuts.append(pieces[begins[stop] : stop])
+        stop = begins[stop]
     return cuts[::-1]
 
 
@@ -520,9 +521,9 @@ def _text(pieces: Sequence[_Piece]) -> str:
 
 def _readable(cues: list[Cue], max_seconds: float) -> list[Cue]:
     """Cues that stay long enough to be read where the next one leaves the time, not too long, and never for no time."""
-    result = []
-    for index, cue in enumerate(cues):
-        later = next((other.start for other in cues[index + 1 :] if other.start > cue.start), float("inf"))
+    result, starts = [], [cue.start for cue in cues] + [float("inf")]
+    for cue in cues:
+        later = starts[bisect.bisect_right(starts, cue.start)]
         needed = max(MIN_SECONDS, sum(map(width, cue.lines)) / READING_SPEED)
         end = min(max(cue.end, min(cue.start + needed, later)), cue.start + max_seconds)
         result.append(Cue(cue.start, max(end, cue.start + 0.1), cue.lines, cue.speaker))

@@ -282,6 +282,8 @@ def test_the_command(command, tmp_path):
         (["a.wav", "two.jsonl"], "two.jsonl has 2 results for a.wav; it needs one"),
         (["b.wav", "two.jsonl"], "two.jsonl has no results for b.wav"),
         (["bad.wav", "one.json"], "bad.wav cannot be read as sound"),
+        (["a.wav", "a.wav"], "a.wav is neither JSON nor"),
+        (["a.wav", "one.json", "-o", "a.wav"], "`output` a.wav is the recording"),
     ],
 )
 def test_what_the_command_cannot_do(arguments, message, command, tmp_path):
