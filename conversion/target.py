@@ -36,7 +36,18 @@ from .weights import DISK_FULL, format_size, read_json, write_json
 RECORD = "conversion.json"  # in a finished folder
 MARKER = "INCOMPLETE.json"  # in one that is not
 CODE = tuple(
-    f"{name}_moss_audio.py" for name in ("configuration", "modeling", "processing", "pipeline", "transcripts")
+    f"{name}_moss_audio.py"
+    for name in (
+        "configuration",
+        "modeling",
+        "processing",
+        "pipeline",
+        "audio",
+        "generation",
+        "long",
+        "tasks",
+        "transcripts",
+    )
 )
 SMALL_FILES_SPACE = 50_000_000  # what a target needs beside its weights, in bytes, generously
 

@@ -19,10 +19,14 @@ Importing this package registers its classes with Transformers: from then on the
 
 import transformers
 
+from .audio_moss_audio import load_audio, stream_audio
 from .configuration_moss_audio import MossAudioConfig, MossAudioEncoderConfig
+from .generation_moss_audio import SegmentStreamer, ThinkingBudgetLogitsProcessor, token_ends, with_confidence
+from .long_moss_audio import cut_audio, stitch_transcripts
 from .modeling_moss_audio import MossAudioEncoder, MossAudioModel
 from .pipeline_moss_audio import AudioTextToTextPipeline
-from .processing_moss_audio import MossAudioProcessor, load_audio, log_mel
+from .processing_moss_audio import MossAudioProcessor, log_mel
+from .tasks_moss_audio import chosen_letter, task_prompt
 from .transcripts_moss_audio import (
     Repair,
     Segment,
@@ -67,12 +71,21 @@ __all__ = [
     "MossAudioProcessor",
     "Repair",
     "Segment",
+    "SegmentStreamer",
+    "ThinkingBudgetLogitsProcessor",
     "Transcript",
     "TranscriptParser",
+    "chosen_letter",
+    "cut_audio",
     "format_transcript",
     "load_audio",
     "log_mel",
     "parse_json",
     "parse_transcript",
     "split_reasoning",
+    "stitch_transcripts",
+    "stream_audio",
+    "task_prompt",
+    "token_ends",
+    "with_confidence",
 ]

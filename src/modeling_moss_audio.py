@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -50,6 +50,7 @@ from .configuration_moss_audio import (
     longest_clip_seconds,
     span_tokens,
 )
+from .generation_moss_audio import RELEASED_THINKING_TOKEN_IDS, ThinkingBudgetLogitsProcessor
 
 
 FLOAT16_MARGIN = 1000  # float16 activations are kept this far below the largest finite value
@@ -551,6 +552,10 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
     MOSS-Audio: sound and text in, text out. The class has the head for text and generates; it is what `AutoModel`,
     `AutoModelForCausalLM` and `AutoModelForMultimodalLM` give.
 
+    Besides what it takes elsewhere, `generate` takes `thinking_budget`, tokens of thinking after which the answer is asked
+    for (see [`ThinkingBudgetLogitsProcessor`]), and with a vocabulary that is not the released one
+    `thinking_token_ids=processor.thinking_token_ids`.
+
     ```python
     >>> from moss_audio import MossAudioModel, MossAudioProcessor
 
@@ -863,6 +868,37 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         audio["audio_input_mask"] = mask
         return input_ids, {**model_kwargs, **audio}
 
+    # `thinking_budget` and `thinking_token_ids` are parameters of generation like any other: arguments of `generate`,
+    # or entries of a generation config.
+
+    def _prepare_generation_config(
+        self, generation_config: Optional[GenerationConfig], *args, **kwargs
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        given = {name: kwargs.pop(name) for name in ("thinking_budget", "thinking_token_ids") if name in kwargs}
+        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, *args, **kwargs)
+        for name, value in given.items():
+            setattr(generation_config, name, value)
+        return generation_config, model_kwargs
+
+    def _get_logits_processor(
+        self, generation_config: GenerationConfig, input_ids_seq_length: Optional[int] = None, *args, **kwargs
+    ) -> LogitsProcessorList:
+        processors = super()._get_logits_processor(generation_config, input_ids_seq_length, *args, **kwargs)
+        budget = getattr(generation_config, "thinking_budget", None)
+        if budget is None:
+            return processors
+        token_ids = getattr(generation_config, "thinking_token_ids", None)
+        if token_ids is None and self.config.vocab_size > END_OF_TURN_ID:
+            token_ids = RELEASED_THINKING_TOKEN_IDS
+        if token_ids is None:
+            raise ValueError(
+                f"`thinking_budget={budget}` needs to know the tokens around the thinking, and this model's vocabulary of "
+                f"{self.config.vocab_size} is not that of the released checkpoints; pass "
+                "`thinking_token_ids=processor.thinking_token_ids`, too."
+            )
+        processors.append(ThinkingBudgetLogitsProcessor(budget, token_ids, input_ids_seq_length))
+        return processors
+
     def _check_no_clip_is_missing(self, input_ids: torch.LongTensor, past_key_values: Optional[Cache]):
         cached = int(past_key_values.get_seq_length()) if isinstance(past_key_values, Cache) else 0
         missing = int((input_ids[:, cached:] == self.config.audio_token_id).sum())
@@ -942,8 +978,11 @@ def code_references() -> dict[str, dict[str, Any]]:
     `custom_pipelines`.
     """
     # Transformers brings along the files that it finds imported in a model's file: here stand those that are missing.
+    from .audio_moss_audio import load_audio  # noqa: F401
+    from .long_moss_audio import cut_audio  # noqa: F401
     from .pipeline_moss_audio import AudioTextToTextPipeline
     from .processing_moss_audio import MossAudioProcessor
+    from .tasks_moss_audio import TASKS  # noqa: F401
     from .transcripts_moss_audio import Transcript  # noqa: F401
 
     def name(cls: type) -> str:

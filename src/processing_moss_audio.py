@@ -17,19 +17,13 @@ The way of the data, one function a step: `load_audio` (anything to 16 kHz mono)
 `expand_clips` (placeholders to audio tokens and time markers, as text), the tokenizer (once), and back.
 """
 
-import base64
-import binascii
 import functools
-import importlib
 import inspect
-import io
 import itertools
 import json
 import os
 import re
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, Optional, Union
 
@@ -41,6 +35,7 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.processing_utils import AudioKwargs, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .audio_moss_audio import AudioSource, decode_base64, is_samples, load_audio
 from .configuration_moss_audio import (
     MossAudioConfig,
     decoder_positions,
@@ -50,6 +45,8 @@ from .configuration_moss_audio import (
     samples_to_frames,
     span_tokens,
 )
+from .generation_moss_audio import thinking_token_ids
+from .tasks_moss_audio import TaskRequests
 from .transcripts_moss_audio import split_reasoning
 
 
@@ -73,9 +70,7 @@ RELEASED_MEL_CONFIG = {
     "mel_dtype": "bfloat16",
     "use_whisper_feature_extractor": True,
 }
-MIN_SECONDS = 0.025  # one Fourier window
 FRAMES_PER_BLOCK = 3000  # of the Fourier transform, to bound its memory
-DOWNLOAD_TIMEOUT = 60  # seconds
 
 # One turn of a user with a clip and a text gives the prompt that the released checkpoints were trained with. Reasoning
 # stays in answers after the last question only, as in Qwen3's template.
@@ -113,208 +108,6 @@ CHAT_TEMPLATE = """\
     {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
 {%- endif %}
 """
-
-AudioSource = Union[str, os.PathLike, bytes, io.IOBase, np.ndarray, torch.Tensor, Mapping[str, Any], Sequence[float]]
-
-
-# ---------------------------------------------------------------------------------------------------------- recordings
-
-
-def load_audio(source: AudioSource, sampling_rate: Optional[int] = None, target_rate: int = 16000) -> torch.Tensor:
-    """
-    Decodes a recording, mixes it to mono and resamples it.
-
-    Args:
-        source: a path, an http(s) URL, a base64 data URL, encoded bytes or a file object; or samples: a NumPy array,
-            torch tensor or list, mono or multi-channel (the longer axis is time); or a mapping with `array` and
-            `sampling_rate`, `bytes` or `path` as Datasets gives it. Integer samples are divided by the full scale of
-            their type (those of 64 bits by the smallest of 16, 32 and 64 bits that holds them), floating ones are taken
-            as they are.
-        sampling_rate: samples per second of an array or tensor. Taken as `target_rate` where it is not given; a file
-            knows its own.
-        target_rate: samples per second of the result.
-
-    Returns:
-        `torch.FloatTensor` of shape `(samples,)`, float32, on the device of a given tensor, else on the CPU.
-
-    Raises:
-        ValueError: for samples that are not numbers, not finite, of more than two dimensions, too few, or of a rate
-            that is not positive; for a file that cannot be read as sound, or a source of another type.
-        FileNotFoundError: where there is no file at a path.
-        ImportError: where reading a file needs librosa, or resampling needs soxr, and it is not installed.
-    """
-    if sampling_rate is not None and not sampling_rate > 0:
-        raise ValueError(f"`sampling_rate` {sampling_rate} must be positive, in samples per second; e.g. 16000.")
-    if isinstance(source, Mapping) or hasattr(source, "get_all_samples"):
-        source, sampling_rate = _open_mapping(source, sampling_rate)
-    if isinstance(source, (str, os.PathLike, bytes, bytearray)) or hasattr(source, "read"):
-        samples, sampling_rate = _decode(source)
-    else:
-        samples = _to_mono(source)
-    if samples.numel() and not torch.isfinite(samples).all():
-        bad = int((~torch.isfinite(samples)).nonzero()[0])
-        raise ValueError(
-            f"the audio has a sample that is {float(samples[bad])}, at {bad}; all must be finite numbers."
-        )
-    samples = _resample(samples, target_rate if sampling_rate is None else sampling_rate, target_rate)
-    needed = round(MIN_SECONDS * target_rate)
-    if samples.shape[0] < needed:
-        milliseconds = 1000 * samples.shape[0] / target_rate
-        raise ValueError(
-            f"the audio has {samples.shape[0]} samples ({milliseconds:.0f} ms at {target_rate / 1000:g} kHz); the model "
-            f"needs at least {needed} ({1000 * MIN_SECONDS:.0f} ms)."
-        )
-    return samples
-
-
-def _open_mapping(source: Any, sampling_rate: Optional[int]) -> tuple[Any, Optional[int]]:
-    """What Datasets gives for a row: decoded samples with their rate, or an encoded file."""
-    if hasattr(source, "get_all_samples"):  # a decoder of torchcodec
-        decoded = source.get_all_samples()
-        return decoded.data, decoded.sample_rate
-    for name in ("array", "raw"):
-        if source.get(name) is not None:
-            rate = source.get("sampling_rate", sampling_rate)
-            if rate is not None and not rate > 0:
-                raise ValueError(f"`sampling_rate` {rate} must be positive, in samples per second; e.g. 16000.")
-            return source[name], rate
-    for name in ("bytes", "path", "url"):
-        if source.get(name) is not None:
-            return source[name], sampling_rate
-    raise ValueError(
-        f"an audio mapping has keys {sorted(source)}; it needs `array` and `sampling_rate`, or `bytes`, or `path`."
-    )
-
-
-def _to_mono(source: Any) -> torch.Tensor:
-    """Samples of any type to float32 `(samples,)`."""
-    samples = source.detach() if isinstance(source, torch.Tensor) else np.asarray(source)
-    if isinstance(samples, np.ndarray) and samples.dtype.kind not in "iuf":
-        raise ValueError(
-            f"audio of type {type(source).__name__} (dtype {samples.dtype}) is neither samples nor a recording; pass a "
-            "path, URL, bytes, file object, array or tensor."
-        )
-    if samples.ndim not in (1, 2):
-        raise ValueError(
-            f"audio of shape {tuple(samples.shape)} has {samples.ndim} dimensions; one clip is (samples,) or "
-            "(channels, samples). Pass several clips as a list."
-        )
-    if isinstance(samples, np.ndarray):
-        native = samples.astype(samples.dtype.newbyteorder("="), copy=False)
-        samples = torch.from_numpy(np.ascontiguousarray(native))
-    if samples.dtype == torch.bool or samples.is_complex():
-        raise ValueError(f"audio of dtype {samples.dtype} is not sound; pass floating or integer samples.")
-    if samples.ndim == 1:
-        return _to_float(samples)
-    channels = samples if samples.shape[0] <= samples.shape[1] else samples.T
-    if not channels.shape[0]:
-        return torch.zeros(0)
-    mono = _to_float(channels[0]).clone()
-    for channel in channels[1:]:  # one by one: a long recording is not copied in full
-        mono += _to_float(channel)
-    return mono.div_(channels.shape[0])
-
-
-def _to_float(samples: torch.Tensor) -> torch.Tensor:
-    """Samples as float32; integers divided by the full scale of their type, unsigned ones centred."""
-    if samples.is_floating_point():
-        return samples.float()
-    scale = 2.0 ** (8 * samples.element_size() - 1)
-    if samples.element_size() == 8 and samples.numel():
-        # Python and NumPy make 64 bits of plain integers: what fits into 16 or 32 bits was recorded so.
-        loudest = float(samples.abs().max())
-        scale = next(full for full in (2.0**15, 2.0**31, 2.0**63) if loudest <= full)
-    unsigned = torch.iinfo(samples.dtype).min == 0
-    return samples.float().div_(scale).sub_(1.0 if unsigned else 0.0)
-
-
-def _decode(source: Any) -> tuple[torch.Tensor, int]:
-    """Decodes an encoded recording by librosa, in blocks, to float32 mono and its rate."""
-    name, source = _open_file(source)
-    try:
-        import librosa
-        import soundfile
-    except (ImportError, OSError) as error:
-        raise ImportError(
-            f"reading {name} needs librosa, which cannot be imported ({error}): `pip install librosa`, or pass the "
-            "samples as an array."
-        ) from error
-    try:
-        with soundfile.SoundFile(source) as file:
-            rate = file.samplerate
-            # Frames as long as their hop are plain blocks. They are mixed to mono one by one, so that a long recording
-            # is never held in full; here, because librosa's own mixing refuses samples that are not finite.
-            blocks = librosa.stream(file, block_length=256, frame_length=2048, hop_length=2048, mono=False)
-            mono = (block if block.ndim == 1 else block.mean(axis=0) for block in blocks)
-            parts = [torch.from_numpy(np.ascontiguousarray(block)) for block in mono]
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise ValueError(
-            f"{name} cannot be read as sound ({error}); WAV, FLAC, OGG and MP3 are supported, and `ffmpeg -i INPUT "
-            "OUTPUT.wav` converts most others."
-        ) from error
-    return (torch.cat(parts) if parts else torch.zeros(0)), rate
-
-
-def _open_file(source: Any) -> tuple[str, Any]:
-    """How to call an encoded recording in a message, and what soundfile opens: a path or a file object."""
-    if isinstance(source, (bytes, bytearray)):
-        return f"audio of {len(source)} bytes", io.BytesIO(source)
-    if hasattr(source, "read"):
-        seekable = hasattr(source, "seekable") and source.seekable()
-        return f"file object {getattr(source, 'name', '')}".strip(), source if seekable else io.BytesIO(source.read())
-    source = os.fspath(source)
-    if source.startswith("data:"):
-        return "audio of a data URL", io.BytesIO(decode_base64(source))
-    if source.startswith(("http://", "https://")):
-        try:
-            request = urllib.request.Request(source, headers={"User-Agent": "moss-audio"})
-            with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
-                return source, io.BytesIO(response.read())
-        except (urllib.error.URLError, OSError) as error:
-            raise ValueError(f"{source} cannot be downloaded: {error}.") from error
-    path = os.path.expanduser(source)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no audio file at {path[:200]!r}.")
-    return path, path
-
-
-def decode_base64(data: str) -> bytes:
-    """
-    The bytes of a base64 string or of a base64 data URL (`data:audio/wav;base64,…`).
-
-    Raises:
-        ValueError: where it is neither.
-    """
-    header, comma, body = data.partition(",") if data.startswith("data:") else ("", "", data)
-    if header and not (comma and header.endswith(";base64")):
-        raise ValueError(
-            f"a data URL that starts with {data[:40]!r} is not base64; expected `data:audio/wav;base64,…`."
-        )
-    try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"audio that starts with {data[:40]!r} is not base64: {error}.") from error
-
-
-def _resample(samples: torch.Tensor, rate: Union[int, float], target_rate: int) -> torch.Tensor:
-    """Mono samples at `target_rate`: by torchaudio on the tensor's device where it imports, by soxr otherwise."""
-    if rate == target_rate or not samples.numel():
-        return samples
-    if samples.device.type != "cpu":
-        try:
-            functional = importlib.import_module("torchaudio.functional")
-            return functional.resample(samples, int(rate), target_rate, lowpass_filter_width=64)
-        except (ImportError, OSError, RuntimeError):  # built against another torch or CUDA: soxr does as well
-            pass
-    try:
-        import soxr
-    except ImportError as error:
-        raise ImportError(
-            f"audio at {rate} Hz must be resampled to {target_rate} Hz, which needs soxr: `pip install soxr`, or pass "
-            f"samples at {target_rate} Hz."
-        ) from error
-    resampled = soxr.resample(samples.cpu().numpy(), rate, target_rate)
-    return torch.from_numpy(resampled).to(samples.device)
 
 
 # ------------------------------------------------------------------------------------------------------------ features
@@ -416,7 +209,7 @@ class MossAudioProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True}, "common_kwargs": {"return_tensors": "pt"}}
 
 
-class MossAudioProcessor(ProcessorMixin):
+class MossAudioProcessor(TaskRequests, ProcessorMixin):
     r"""
     Turns recordings and texts into the inputs of [`MossAudioModel`], and its tokens into text.
 
@@ -533,6 +326,11 @@ class MossAudioProcessor(ProcessorMixin):
     def audio_token(self) -> str:
         """The tokenizer's name of the audio token."""
         return self._names[AUDIO_TOKEN]
+
+    @property
+    def thinking_token_ids(self) -> dict[str, Any]:
+        """The tokens that `generate(thinking_budget=…, thinking_token_ids=…)` must know of, by the tokenizer's ids."""
+        return thinking_token_ids(self.tokenizer)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -684,7 +482,7 @@ class MossAudioProcessor(ProcessorMixin):
                 raise ValueError(
                     f"`audio` of {sum(tokens) * 0.08:.0f} s makes a prompt of {len(ids)} tokens; the decoder has "
                     f"{self.max_position_embeddings} positions. The longest that fits beside this text is {longest} s: "
-                    "cut the recording into pieces."
+                    "cut the recording into pieces, as the pipeline does with `chunk_length_s`."
                 )
 
     def pad(self, features: list[Mapping[str, torch.Tensor]]) -> BatchFeature:
@@ -871,20 +669,20 @@ def clips_of_texts(texts: list[str], audio: Any) -> list[list[AudioSource]]:
     """
     if audio is None:
         return [[] for _ in texts]
-    if not isinstance(audio, (list, tuple)) or _is_samples(audio):
+    if not isinstance(audio, (list, tuple)) or is_samples(audio):
         audio = [audio]
     if len(texts) == 1:
         audio = [clip for clip in audio if clip is not None]
-        nested = len(audio) == 1 and isinstance(audio[0], (list, tuple)) and not _is_samples(audio[0])
+        nested = len(audio) == 1 and isinstance(audio[0], (list, tuple)) and not is_samples(audio[0])
         return [list(audio[0] if nested else audio)]
     rows = [
-        [] if row is None else list(row) if isinstance(row, (list, tuple)) and not _is_samples(row) else [row]
+        [] if row is None else list(row) if isinstance(row, (list, tuple)) and not is_samples(row) else [row]
         for row in audio
     ]
     spans = [count_clips(text) for text in texts]
     if len(rows) == len(texts) and all(not count or count == len(row) for count, row in zip(spans, rows)):
         return rows
-    flat = not any(entry is None or isinstance(entry, (list, tuple)) and not _is_samples(entry) for entry in audio)
+    flat = not any(entry is None or isinstance(entry, (list, tuple)) and not is_samples(entry) for entry in audio)
     if flat and len(audio) == sum(spans):  # one list for the spans of all texts
         remaining = iter(audio)
         return [[next(remaining) for _ in range(count)] for count in spans]
@@ -892,11 +690,6 @@ def clips_of_texts(texts: list[str], audio: Any) -> list[list[AudioSource]]:
         f"`audio` has {len(audio)} entries for {len(texts)} texts with {spans} placeholders; pass a list with a clip, a "
         "list of clips or None for each text."
     )
-
-
-def _is_samples(source: Any) -> bool:
-    """Whether a list is a waveform rather than a list of clips."""
-    return isinstance(source, (list, tuple)) and bool(source) and isinstance(source[0], (int, float, np.number))
 
 
 def _audio_items(messages: list[dict[str, Any]]) -> list[AudioSource]:

@@ -87,7 +87,8 @@ class Segment:
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, for JSON; those of confidence and `span` only where they are known."""
         always = ("start", "end", "text", "speaker")
-        return {name: value for name, value in asdict(self).items() if name in always or value is not None}
+        data = {name: value for name, value in asdict(self).items() if name in always or value is not None}
+        return data if self.span is None else {**data, "span": list(self.span)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Segment":
@@ -677,20 +678,25 @@ def split_reasoning(text: str) -> tuple[Optional[str], str]:
 
 
 def join_texts(texts: Iterable[str]) -> str:
-    """Texts one after another, with a space between them unless the script has none there (Chinese, Japanese, Thai…)."""
+    """
+    Texts one after another, with a space between them unless the script has none there (Chinese, Japanese, Thai…), or one
+    is nothing but closing punctuation.
+    """
     joined = ""
     for text in texts:
-        spaced = joined and text and not (_UNSPACED.match(joined[-1]) or _UNSPACED.match(text[0]))
+        unspaced = not joined or not text or UNSPACED.match(joined[-1]) or UNSPACED.match(text[0])
+        spaced = not (unspaced or _PUNCTUATION.fullmatch(text))
         joined += " " + text if spaced else text
     return joined
 
 
 # Scripts without spaces between words: Thai, Lao, Burmese, Khmer, the signs and kana of Chinese and Japanese with their
 # punctuation and wide forms.
-_UNSPACED = re.compile(
+UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
+_PUNCTUATION = re.compile(r"[,.!?;:…)\]}%]+")
 
 
 __all__ = [

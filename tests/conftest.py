@@ -22,7 +22,18 @@ import moss_audio  # noqa: E402  (after the environment is set)
 DATA = Path(__file__).parent / "data"
 CODE = Path(moss_audio.__file__).parent
 CODE_FILES = [
-    f"{name}_moss_audio.py" for name in ("configuration", "modeling", "pipeline", "processing", "transcripts")
+    f"{name}_moss_audio.py"
+    for name in (
+        "audio",
+        "configuration",
+        "generation",
+        "long",
+        "modeling",
+        "pipeline",
+        "processing",
+        "tasks",
+        "transcripts",
+    )
 ]
 AUDIO_TOKEN_ID = 300  # of the tiny checkpoint
 

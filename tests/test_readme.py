@@ -1,4 +1,4 @@
-"""The README's snippets run as they are, on the tiny checkpoint instead of a published one."""
+"""The snippets of the README and of docs/results.md run as they are, on the tiny checkpoint instead of a published one."""
 
 import os
 import re
@@ -10,38 +10,46 @@ import pytest
 from tests.conftest import DATA
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {"README": README, "docs/results": (ROOT / "docs" / "results.md").read_text(encoding="utf-8")}
+SNIPPETS = [
+    (page, index, code)
+    for page, text in PAGES.items()
+    for index, code in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+]
 
 
 @pytest.fixture(scope="module")
-def namespace(tmp_path_factory):
-    """What the snippets have in common: names of the snippets before, and the recordings beside them."""
+def namespaces(tmp_path_factory):
+    """What the snippets of a page have in common: names of the snippets before, and the recordings beside them."""
     folder = tmp_path_factory.mktemp("readme")
     for name, source in {"recording.wav": "beeps.wav", "a.wav": "beeps.wav", "b.mp3": "speech.mp3"}.items():
         shutil.copy(DATA / source, folder / name)
     before = os.getcwd()
     os.chdir(folder)
-    yield {}
+    yield {page: {} for page in PAGES}
     os.chdir(before)
 
 
-def test_the_readme_has_snippets():
-    assert len(SNIPPETS) >= 5
+def test_the_pages_have_snippets():
+    assert all(sum(page == name for page, _, _ in SNIPPETS) >= 5 for name in PAGES)
 
 
-@pytest.mark.parametrize("index", range(len(SNIPPETS)))
-def test_a_snippet_runs(index, namespace, tiny_folder):
-    code = SNIPPETS[index].replace("OpenMOSS-Team/MOSS-Audio-4B-Instruct", tiny_folder.as_posix())
+@pytest.mark.parametrize("page, index, code", SNIPPETS, ids=[f"{page} {index}" for page, index, _ in SNIPPETS])
+def test_a_snippet_runs(page, index, code, namespaces, tiny_folder):
+    namespace = namespaces[page]
+    code = code.replace("OpenMOSS-Team/MOSS-Audio-4B-Instruct", tiny_folder.as_posix())
     code = code.replace("generate(**inputs)", "generate(**inputs, max_new_tokens=8)")
-    exec(compile(code, f"README snippet {index}", "exec"), namespace)
+    exec(compile(code, f"{page} snippet {index}", "exec"), namespace)
     if "pipe" in namespace:  # the answers of random weights do not end
         namespace["pipe"].model.generation_config.max_new_tokens = 8
         if hasattr(namespace["pipe"], "generation_config"):
             namespace["pipe"].generation_config.max_new_tokens = 8
 
 
-def test_what_the_snippets_made(namespace):
+def test_what_the_snippets_made(namespaces):
+    namespace = namespaces["README"]
     assert set(namespace["result"]) == {"generated_text", "reasoning"}
     assert len(namespace["answers"]) == 3
     tokens = int((namespace["inputs"]["audio_data_seqlens"] + 7).div(8, rounding_mode="floor").sum())

@@ -4,6 +4,7 @@ import json
 import re
 import string
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -186,6 +187,7 @@ def test_no_character_is_lost_and_no_time_made_up(text):
 
 
 @given(st.text())
+@settings(deadline=None)
 def test_any_text_parses(text):
     assert isinstance(parse_transcript(text).text, str)
     parse_json(text)
@@ -357,6 +359,7 @@ def test_dicts_that_are_no_transcripts(data, message):
         (["안녕", "하세요"], "안녕 하세요"),
         (["こんにちは。", "Tom"], "こんにちは。Tom"),
         (["สวัสดี", "ครับ"], "สวัสดีครับ"),
+        (["hello", ",", "you", "?!", ".NET"], "hello, you?! .NET"),
         ([], ""),
     ],
 )
@@ -380,6 +383,7 @@ OBJECTS = st.dictionaries(st.text(string.ascii_letters, max_size=5), VALUES, max
 
 
 @given(OBJECTS, st.booleans(), st.sampled_from([None, 2]))
+@settings(deadline=None)
 def test_an_object_is_found_whatever_stands_around_it(value, ascii, indent):
     text = json.dumps(value, ensure_ascii=ascii, indent=indent)
     for around in ("%s", "```json\n%s\n```", "Here you are [1]: %s and {that} is it.", "<think>{}</think>\n%s"):
@@ -387,6 +391,7 @@ def test_an_object_is_found_whatever_stands_around_it(value, ascii, indent):
 
 
 @given(OBJECTS.filter(bool), st.data())
+@settings(deadline=None)
 def test_an_object_that_is_cut_off_keeps_what_is_complete(value, data):
     text = json.dumps(value)
     cut = parse_json(text[: data.draw(st.integers(0, len(text) - 1))])
@@ -419,3 +424,23 @@ def test_the_package_exports_all_of_it():
 
     for name in transcripts_moss_audio.__all__:
         assert getattr(moss_audio, name) is getattr(transcripts_moss_audio, name) and name in moss_audio.__all__
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "transcripts.md").read_text(encoding="utf-8")
+
+
+def test_the_snippets_of_the_documentation_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    snippets = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(snippets) == 4
+    for index, code in enumerate(snippets):
+        exec(compile(code, f"snippet {index} of docs/transcripts.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "2.3 4.32 S02 The weather is nice today." in printed and "0.0 Hello.\n1.2 Good day.\n" in printed
+    assert "00:00:00,000 --> 00:00:02,010\n[S01] Hello there." in printed
+    assert (tmp_path / "meeting.vtt").read_text(encoding="utf-8").startswith("WEBVTT")
+
+
+def test_the_documentation_names_all_repairs():
+    assert all(f"`{kind}`" in PAGE for kind in REPAIRS)
