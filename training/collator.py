@@ -36,7 +36,11 @@ IGNORED = -100  # the label that the loss leaves out
 
 
 class TooLongError(DataError):
-    """A sample has more tokens than `max_length`."""
+    """A sample has more tokens than `max_length`: how many, and how many seconds of sound."""
+
+    def __init__(self, message: str, tokens: int, seconds: float):
+        super().__init__(message)
+        self.tokens, self.seconds = tokens, seconds
 
 
 class MossAudioDataCollator:
@@ -180,7 +184,9 @@ class MossAudioDataCollator:
         if tokens > self.max_length:
             seconds = sum(clips) / self.processor.sampling_rate
             raise TooLongError(
-                f"{origin}: this sample has {tokens} tokens ({seconds:.0f} s of sound); `max_length` is {self.max_length}."
+                f"{origin}: this sample has {tokens} tokens ({seconds:.0f} s of sound); `max_length` is {self.max_length}.",
+                tokens,
+                seconds,
             )
         return messages
 
