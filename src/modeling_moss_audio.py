@@ -715,20 +715,20 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         for name in ("output_attentions", "output_hidden_states"):
             if kwargs.get(name) is None:
                 kwargs[name] = getattr(self.config, name)
-        audio = audio_positions = None
+        audio = None
         if audio_data is not None:
             lengths = clip_lengths(audio_data, audio_data_seqlens, self.config.audio_config.num_mel_bins)
             audio_input_mask = self._audio_mask(input_ids, inputs_embeds, audio_input_mask)
             clips_per_row(audio_input_mask, lengths)
             self._check_positions(audio_input_mask, lengths)
-            audio = self.get_audio_features(audio_data, lengths)
-            audio_positions = audio_input_mask.flatten().nonzero().squeeze(1)
         elif labels is not None and input_ids is not None and not torch.compiler.is_compiling():
             self._check_no_clip_is_missing(input_ids, past_key_values)
         if inputs_embeds is None:
+            # Before the clips, as `_silence` comes after it: all processes must gather sharded weights in one order.
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if audio is not None:
-            audio_positions = audio_positions.to(inputs_embeds.device)
+        if audio_data is not None:
+            audio = self.get_audio_features(audio_data, lengths)
+            audio_positions = audio_input_mask.flatten().nonzero().squeeze(1).to(inputs_embeds.device)
             embeds = audio.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, audio_positions, embeds).view_as(inputs_embeds)
             kwargs.update(deepstack_features=audio.deepstack_features, audio_positions=audio_positions)
@@ -821,7 +821,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         if self.training:
             return True
         prefill = not isinstance(past_key_values, Cache) or not past_key_values.get_seq_length()
-        return prefill and isinstance(self.audio_encoder, _sharded_modules())
+        return prefill and _is_sharded(self.audio_encoder)
 
     def _silence(self) -> torch.Tensor:
         """Zero, by way of every audio parameter."""
@@ -870,7 +870,13 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         """
         for name, references in code_references().items():
             setattr(self.config, name, references)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        made_by_fsdp = type(self)
+        if _is_sharded(self):
+            self.__class__ = made_by_fsdp.__bases__[-1]  # whose file is the one to be copied, and named in config.json
+        try:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.__class__ = made_by_fsdp
 
     # Generation: clips are not rows, and each is encoded once, in the step that reads its tokens.
 
@@ -949,9 +955,13 @@ def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _sharded_modules() -> tuple[type, ...]:
-    """What FSDP makes of a module, in its two versions."""
-    return torch.distributed.fsdp.FullyShardedDataParallel, torch.distributed.fsdp.FSDPModule
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP gathers the module's weights when it is called: FSDP2 makes it a class of its own, FSDP wraps it."""
+    if not _is_distributed():
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return isinstance(module, (FSDPModule, FullyShardedDataParallel))
 
 
 _AUDIO_INPUTS = ("audio_data", "audio_data_seqlens", "audio_input_mask")
