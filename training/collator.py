@@ -25,7 +25,7 @@ import torch
 from transformers.utils import logging
 
 from moss_audio.configuration_moss_audio import frames_to_tokens, samples_to_frames
-from moss_audio.processing_moss_audio import MossAudioProcessor, decode_base64, load_audio
+from moss_audio.processing_moss_audio import AUDIO_TOKEN, MossAudioProcessor, decode_base64, load_audio
 
 from .data import SOURCES, DataError, normalise
 
@@ -108,7 +108,8 @@ class MossAudioDataCollator:
         self.chat_template = chat_template
         self.extra_keys = tuple(extra_keys)
         self.dropped = 0  # in this process
-        control = sorted(processor.tokenizer.all_special_tokens, key=len, reverse=True)
+        added = processor.tokenizer.added_tokens_decoder.values()
+        control = [AUDIO_TOKEN, *(token.content for token in added if token.special)]
         self._control = re.compile("|".join(map(re.escape, control)))
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
