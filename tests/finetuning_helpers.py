@@ -1,8 +1,10 @@
 """What the tests of fine-tuning share: small data files of tones, and runs of `moss-audio finetune`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Optional
+from unittest import mock
 
 import numpy as np
 import soundfile
@@ -78,8 +80,9 @@ def run_options(model: Path, data: Path, output: Path, **options: Any) -> list[s
 
 
 def train(model: Path, data: Path, output: Path, **options: Any) -> MossAudioTrainer:
-    """A run in this process."""
-    return finetune.run(*finetune.parse_arguments(run_options(model, data, output, **options)))
+    """A run in this process, whose environment it leaves alone: version 4 of Transformers notes its precision there."""
+    with mock.patch.dict(os.environ):
+        return finetune.run(*finetune.parse_arguments(run_options(model, data, output, **options)))
 
 
 def losses(trainer: MossAudioTrainer, name: str = "loss", since: Optional[int] = None) -> list[float]:

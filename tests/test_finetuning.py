@@ -1,5 +1,6 @@
 """Fine-tuning runs: what is learned, what stays as it is, what comes out, and that runs can be repeated and resumed."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -42,10 +43,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def changed_parts(before: Path, after: Path) -> set[str]:
     """Which parts have a tensor that is not bit by bit the same."""
     old, new = weights(before), weights(after)
-    assert old.keys() == new.keys()
-    names = {part: prefixes for part, prefixes in finetune.PARTS.items()}
-    changed = [name for name in old if not torch.equal(old[name], new[name])]
-    return {part for part, prefixes in names.items() for name in changed if name.startswith(prefixes)}
+    assert old.keys() - new.keys() <= {"audio_encoder.embed_positions.inv_timescales"} and new.keys() <= old.keys()
+    changed = [name for name in new if not torch.equal(old[name], new[name])]
+    return {part for part, prefixes in finetune.PARTS.items() for name in changed if name.startswith(prefixes)}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,6 @@ def overfitted(native_folder, tones, tmp_path_factory):
 
 def test_eight_samples_are_learned_word_for_word(overfitted, tones, tmp_path):
     """Loss below 0.1; the saved folder answers in a process that has neither this package nor the trained model."""
-    import json
-
     trainer, output = overfitted
     assert losses(trainer)[-1] < 0.1
     assert set(CODE_FILES) <= {path.name for path in output.iterdir()}
@@ -160,8 +158,6 @@ def test_the_same_seed_gives_the_same_losses_and_a_resumed_run_too(native_folder
 @pytest.fixture(scope="module")
 def still_folder(native_folder, tmp_path_factory):
     """The checkpoint without dropout: runs that cut a batch differently then do the same."""
-    import json
-
     folder = tmp_path_factory.mktemp("still") / "checkpoint"
     shutil.copytree(native_folder, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -243,8 +239,8 @@ def test_a_batch_without_labels_costs_nothing(model, uneven, processor):
 def test_too_long_samples_are_left_out_of_a_run(native_folder, uneven, tmp_path, caplog):
     caplog.set_level("WARNING")
     trainer = train(native_folder, uneven, tmp_path, max_length=100, max_steps=1)
-    assert len(trainer.train_dataset) == 12 and trainer.train_dataset.draws == 12
-    assert "4 of 16 samples have more than 100 tokens; the first is" in caplog.text
+    assert len(trainer.train_dataset) == trainer.train_dataset.draws == 10
+    assert "6 of 16 samples have more than 100 tokens; the first is" in caplog.text
     options = run_options(native_folder, uneven, tmp_path, max_length=100, too_long="raise")
     with pytest.raises(SystemExit) as stopped:
         finetune.main(options)

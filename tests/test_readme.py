@@ -11,7 +11,10 @@ from tests.conftest import DATA
 
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+FINETUNING = re.search(r"^## Fine-tuning\n.*?(?=^## )", README, flags=re.DOTALL | re.MULTILINE)[
+    0
+]  # see test_finetuning_readme.py
+SNIPPETS = re.findall(r"```python\n(.*?)```", README.replace(FINETUNING, ""), flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
