@@ -40,13 +40,13 @@ from moss_audio.training import MossAudioDataCollator
 
 PADDED = 8192  # tokens
 DECODER = {
-    "hidden_size": 768,
-    "intermediate_size": 2304,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "head_dim": 64,
-    "vocab_size": 16384,
+    "head_dim": 128,
+    "vocab_size": 8192,
     "max_position_embeddings": PADDED,
     "rope_theta": 1e6,
     "eos_token_id": 0,
@@ -88,7 +88,7 @@ def step(model: MossAudioModel, optimizer: torch.optim.Optimizer, collate: Any, 
     """Seconds that a training step takes, the collator's work included."""
     start = time.perf_counter()
     batch = {name: tensor.to(device) for name, tensor in collate(samples).items()}
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with torch.autocast(device, torch.bfloat16):
         loss = model(**batch, use_cache=False).loss
     loss.backward()
     optimizer.step()
@@ -99,28 +99,29 @@ def step(model: MossAudioModel, optimizer: torch.optim.Optimizer, collate: Any, 
 
 
 def measure(processor: MossAudioProcessor, batches: int, alone: int, seed: int, device: str) -> dict[str, Any]:
-    """Samples per second of both ways, each over its own steps, taken in turn after one of each that does not count."""
+    """Samples per second of both ways, each over its own steps, taken in turn after a short one that does not count."""
     ids = {name: getattr(processor, name) for name in ("audio_token_id", "audio_start_id", "audio_end_id")}
     model = make_model(ids, seed).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    samples = make_samples(8 * (batches + 1), seed)
+    samples = make_samples(max(8 * batches, alone), seed)
     ways = {
         "batches of 8": (MossAudioDataCollator(processor), 8, batches),
         f"one at a time, {PADDED} tokens": (MossAudioDataCollator(processor, pad_to_multiple_of=PADDED), 1, alone),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for round_ in range(max(batches, alone) + 1):
+    step(model, optimizer, MossAudioDataCollator(processor), samples[:1], device)
+    for number in range(max(batches, alone)):
         for name, (collate, size, steps) in ways.items():
-            if round_ <= steps:
-                start = size * round_ % len(samples)
-                seconds[name].append(step(model, optimizer, collate, samples[start : start + size], device))
+            if number < steps:
+                chosen = samples[size * number : size * (number + 1)]
+                seconds[name].append(step(model, optimizer, collate, chosen, device))
     rows = []
     for name, (_, size, _) in ways.items():
-        median = statistics.median(seconds[name][1:])
+        median = statistics.median(seconds[name])
         rows.append(
             {
                 "way": name,
-                "steps": len(seconds[name]) - 1,
+                "steps": len(seconds[name]),
                 "seconds_per_step": median,
                 "samples_per_second": size / median,
             }

@@ -13,21 +13,16 @@
 # limitations under the License.
 """Reading a data file as training would, sample by sample, without a model: what is wrong, how long, how many tokens."""
 
-import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from .collator import MossAudioDataCollator, TooLongError
 from .data import DataError, load_samples, normalise, read_records
-from .lengths import THREADS, Length, exact_length
-
-
-BLOCK = 256  # samples that are read ahead
+from .lengths import Entry, Length, exact_lengths
 
 
 @dataclass
@@ -68,50 +63,42 @@ class Report:
         }
 
 
-def check_file(path: Path, collator: MossAudioDataCollator, report: Report) -> Iterator[tuple[str, Length]]:
+def check_file(path: Path, collator: MossAudioDataCollator, report: Report) -> Iterator[Length]:
     """
-    Origin and length of each sample of a file, an error in place of a length where something is wrong; `report` is kept
-    up to date.
+    The length of each sample of a file, with an error where something is wrong; `report` is kept up to date.
 
     Raises:
         DataError: where the file itself cannot be read.
     """
-
-    def measure(entry: tuple[str, Optional[dict[str, Any]], Optional[DataError]]) -> Length:
-        _, sample, error = entry
-        return Length(0.0, 0, error) if error is not None else exact_length(collator, sample)
-
-    entries = _samples(path)
-    with ThreadPoolExecutor(THREADS) as pool:
-        while block := list(itertools.islice(entries, BLOCK)):
-            for (origin, sample, _), length in zip(block, pool.map(measure, block)):
-                report.groups[str((sample or {}).get("group") or path.stem)] += 1
-                report.samples += 1
-                report.problems += length.error is not None
-                report.too_long += isinstance(length.error, TooLongError)
-                if length.tokens:
-                    report.seconds.append(length.seconds)
-                    report.tokens.append(length.tokens)
-                yield origin, length
+    for length in exact_lengths(collator, _entries(path)):
+        report.groups[str((length.entry.sample or {}).get("group") or path.stem)] += 1
+        report.samples += 1
+        report.problems += length.error is not None
+        report.too_long += isinstance(length.error, TooLongError)
+        if length.tokens:
+            report.seconds.append(length.seconds)
+            report.tokens.append(length.tokens)
+        yield length
 
 
-def _samples(path: Path) -> Iterator[tuple[str, Optional[dict[str, Any]], Optional[DataError]]]:
-    """Origin, and either a sample or what is wrong with it, of all records of a file."""
+def _entries(path: Path) -> Iterator[Entry]:
+    """All records of a file."""
     if path.is_dir() or path.suffix == ".parquet":
         rows = load_samples(path)
         for index in range(len(rows)):
+            origin = f"{path}, row {index}"
             try:
-                yield f"{path}, row {index}", {**rows[index], "origin": f"{path}, row {index}"}, None
+                yield Entry(origin, {**rows[index], "origin": origin})
             except DataError as error:
-                yield f"{path}, row {index}", None, error
+                yield Entry(origin, None, error)
         return
     for record in read_records(path):
         try:
             if record.error is not None:
                 raise record.error
-            yield record.origin, normalise(record.value, record.origin, path.parent, check_files=True), None
+            yield Entry(record.origin, normalise(record.value, record.origin, path.parent, check_files=True))
         except DataError as error:
-            yield record.origin, None, error
+            yield Entry(record.origin, None, error)
 
 
 __all__ = ["Report", "check_file"]

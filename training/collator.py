@@ -174,22 +174,31 @@ class MossAudioDataCollator:
             DataError: where a recording cannot be read; with the sample's origin.
             TooLongError: where it has more than `max_length` tokens.
         """
+        messages = self.decode(sample)
+        self.measure(messages, sample.get("origin", "sample"))
+        return messages
+
+    def decode(self, sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """`load`, however long the sample is."""
         origin, messages = sample.get("origin", "sample"), []
         for index, message in enumerate(self.conversation(sample)):
             content = message["content"]
             if not isinstance(content, str):
                 content = [self._load_part(part, f"{origin}: `messages[{index}]`") for part in content]
             messages.append({**message, "content": content})
+        return messages
+
+    def measure(self, messages: list[dict[str, Any]], origin: str) -> tuple[float, int]:
+        """Seconds of sound and tokens of messages whose recordings are decoded; [`TooLongError`] beyond `max_length`."""
         clips = [part["audio"].shape[0] for part in audio_parts(messages)]
-        tokens = self.count_tokens(messages, clips)
+        seconds, tokens = sum(clips) / self.processor.sampling_rate, self.count_tokens(messages, clips)
         if tokens > self.max_length:
-            seconds = sum(clips) / self.processor.sampling_rate
             raise TooLongError(
                 f"{origin}: this sample has {tokens} tokens ({seconds:.0f} s of sound); `max_length` is {self.max_length}.",
                 tokens,
                 seconds,
             )
-        return messages
+        return seconds, tokens
 
     def _load_part(self, part: dict[str, Any], where: str) -> dict[str, Any]:
         if part["type"] != "audio":

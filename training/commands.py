@@ -50,8 +50,8 @@ def check_data(
         collator = MossAudioDataCollator(processor, max_length=max_length, system_prompt=system_prompt)
         report = Report()
         for file in files:
-            for origin, length in check_file(file, collator, report):
-                _print_length(origin, length, as_json)
+            for length in check_file(file, collator, report):
+                _print_length(length, as_json)
     except (DataError, OSError, ValueError, ImportError) as error:
         _fail(error)
     print(json.dumps(report.as_dict()) if as_json else "\n".join(report.summary()))
@@ -59,9 +59,9 @@ def check_data(
         raise typer.Exit(1)
 
 
-def _print_length(origin: str, length: Any, as_json: bool):
+def _print_length(length: Any, as_json: bool):
     if as_json:
-        values = {"origin": origin, "seconds": round(length.seconds, 2), "tokens": length.tokens}
+        values = {"origin": length.entry.origin, "seconds": round(length.seconds, 2), "tokens": length.tokens}
         print(json.dumps({**values, **({"error": str(length.error)} if length.error else {})}, ensure_ascii=False))
     elif length.error is not None:
         print(length.error)
@@ -69,8 +69,10 @@ def _print_length(origin: str, length: Any, as_json: bool):
 
 def finetune(context: typer.Context):
     """Fine-tune a checkpoint by the standard Trainer. --help lists the options."""
-    from .finetune import main
-
+    try:
+        from .finetune import main
+    except ImportError as error:  # accelerate, say
+        _fail(ImportError(f"{error}; fine-tuning needs what `pip install moss-audio[train]` brings."))
     main(context.args)
 
 

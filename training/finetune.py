@@ -308,7 +308,7 @@ def without_too_long(mixture: Mixture, collator: MossAudioDataCollator, progress
     Raises:
         DataError: where none fits, or one does not and `too_long` says so.
     """
-    lengths = [length.tokens for length in quick_lengths(collator, mixture, progress)]
+    lengths = quick_lengths(collator, mixture, progress)
     sources, kept_lengths, dropped = [], [], []
     starts = [0, *mixture.cumulative_sizes]
     for start, source in zip(starts, mixture.sources):

@@ -14,11 +14,14 @@
 """How long samples are, in seconds and tokens: what `check-data` reports, and what batches of like length go by."""
 
 import io
+import itertools
 import math
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from moss_audio.processing_moss_audio import load_audio
 
@@ -26,42 +29,79 @@ from .collator import MossAudioDataCollator, TooLongError, audio_parts
 from .data import DataError
 
 
-THREADS = 8  # decoding and reading from disks leave Python free
+# Decoding, and reading from disks, leave Python free. Tokens are counted in one thread: tokenizers bear no other.
+THREADS = 8
+BLOCK = 256  # samples that are read ahead
+
+
+class Entry(NamedTuple):
+    """A record of a data file: a sample, or what is wrong with it."""
+
+    origin: str
+    sample: Optional[dict[str, Any]]
+    error: Optional[DataError] = None
 
 
 class Length(NamedTuple):
-    """Sound and tokens of a sample, or why it has none."""
+    """Sound and tokens of a record, or why it has none."""
 
+    entry: Entry
     seconds: float
     tokens: int
     error: Optional[DataError] = None
 
 
-def quick_length(collator: MossAudioDataCollator, sample: dict[str, Any]) -> Length:
+def quick_lengths(collator: MossAudioDataCollator, samples: Dataset, progress: bool = False) -> list[int]:
     """
-    A sample's length by the headers of its recordings: nothing is decoded where a file says how long it is.
+    The lengths of samples in tokens, by the headers of their recordings: nothing is decoded where a file says how long it
+    is.
 
     Raises:
-        DataError: where the sample or a recording cannot be used.
+        DataError: where a sample or a recording cannot be used.
     """
-    messages = collator.conversation(sample)
-    try:
-        clips = [_samples_by_header(part, collator.processor.sampling_rate) for part in audio_parts(messages)]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{sample.get('origin', 'sample')}: {error}") from error
-    return Length(sum(clips) / collator.processor.sampling_rate, collator.count_tokens(messages, clips))
+
+    def read(index: int) -> tuple[list[dict[str, Any]], list[int]]:
+        sample = samples[index]
+        messages = collator.conversation(sample)
+        try:
+            return messages, [
+                _samples_by_header(part, collator.processor.sampling_rate) for part in audio_parts(messages)
+            ]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{sample.get('origin', 'sample')}: {error}") from error
+
+    found = in_threads(read, range(len(samples)))
+    found = tqdm(found, "Lengths", len(samples), unit="sample", disable=not progress)
+    return [collator.count_tokens(messages, clips) for messages, clips in found]
 
 
-def exact_length(collator: MossAudioDataCollator, sample: dict[str, Any]) -> Length:
-    """A sample's length, everything decoded, as training will do it; what is wrong is in `error`."""
-    try:
-        messages = collator.load(sample)
-    except TooLongError as error:
-        return Length(error.seconds, error.tokens, error)
-    except DataError as error:
-        return Length(0.0, 0, error)
-    clips = [part["audio"].shape[0] for part in audio_parts(messages)]
-    return Length(sum(clips) / collator.processor.sampling_rate, collator.count_tokens(messages, clips))
+def exact_lengths(collator: MossAudioDataCollator, entries: Iterable[Entry]) -> Iterator[Length]:
+    """The lengths of samples in order, everything decoded, as training will do it; what is wrong is in `error`."""
+
+    def read(entry: Entry) -> Union[list[dict[str, Any]], DataError]:
+        try:
+            return collator.decode(entry.sample) if entry.error is None else entry.error
+        except DataError as error:
+            return error
+
+    for entry, messages in in_threads(lambda entry: (entry, read(entry)), entries):
+        if isinstance(messages, DataError):
+            yield Length(entry, 0.0, 0, messages)
+            continue
+        try:
+            yield Length(entry, *collator.measure(messages, entry.origin))
+        except TooLongError as error:
+            yield Length(entry, error.seconds, error.tokens, error)
+        except ValueError as error:  # the chat template's
+            yield Length(entry, 0.0, 0, DataError(f"{entry.origin}: {error}"))
+
+
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Results in order, a block of items at a time."""
+    items = iter(items)
+    with ThreadPoolExecutor(THREADS) as pool:
+        while block := list(itertools.islice(items, BLOCK)):
+            yield from pool.map(function, block)
 
 
 def _samples_by_header(part: dict[str, Any], rate: int) -> int:
@@ -80,13 +120,4 @@ def _samples_by_header(part: dict[str, Any], rate: int) -> int:
     return load_audio(next(value for key, value in part.items() if key != "type"), target_rate=rate).shape[0]
 
 
-def quick_lengths(collator: MossAudioDataCollator, samples: Dataset, progress: bool = False) -> list[Length]:
-    """`quick_length` of all samples, in order."""
-    from tqdm.auto import tqdm
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        lengths = pool.map(lambda index: quick_length(collator, samples[index]), range(len(samples)))
-        return list(tqdm(lengths, "Lengths", len(samples), unit="sample", disable=not progress))
-
-
-__all__ = ["Length", "exact_length", "quick_length", "quick_lengths"]
+__all__ = ["Entry", "Length", "exact_lengths", "quick_lengths"]

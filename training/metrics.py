@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 
-LABELS_AT_ONCE = 4096  # whose logits are looked at together
+LABELS_AT_ONCE = 512  # whose logits are looked at together
 
 
 @torch.no_grad()
