@@ -1,5 +1,6 @@
 """Training data: what is read, what is refused and how, which tokens are labelled, and how files are mixed."""
 
+import base64
 import json
 import pickle
 from collections import Counter
@@ -12,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from moss_audio.cli import app
 from moss_audio.training import DataError, EpochSampler, MossAudioDataCollator, grouped, load_samples, weighted
+from moss_audio.training.lengths import quick_lengths
 from moss_audio.training.metrics import error_rates, means_of, plain_words, score_tokens
 from moss_audio.training.mixture import Mixture, Source
-from tests.conftest import waveform
+from tests.conftest import DATA, waveform
 from tests.finetuning_helpers import sample, tone, write_lines
 
 
@@ -223,6 +225,29 @@ def test_recordings_of_a_column(processor, folder):
     assert batch["audio_data_seqlens"].tolist() == [50, 40]
     with pytest.raises(DataError, match="`audio` has 3 recordings, and the messages have 2"):
         MossAudioDataCollator(processor)([{"messages": [turn, assistant("this")], "audio": [*audio, audio[0]]}])
+
+
+def test_lengths_by_headers_are_those_of_decoded_recordings(processor, folder):
+    soundfile.write(folder / "rate.flac", tone(3, 1.3), 44100)
+    content = (folder / "long.wav").read_bytes()
+    sources = [
+        {"path": str(folder / "rate.flac")},
+        {"path": str(DATA / "speech.mp3")},
+        {"base64": base64.b64encode(content).decode()},
+        {"audio": {"bytes": content, "path": None}},
+        {"audio": {"bytes": None, "path": "long.wav"}},
+        {"audio": waveform(1, 8000)},
+        {"audio": {"array": waveform(1, 11025), "sampling_rate": 22050}},
+    ]
+    chats = [
+        {"role": "user", "content": [{"type": "audio", **source}, {"type": "text", "text": "A?"}]}
+        for source in sources
+    ]
+    samples = load_samples([{"messages": [chat, assistant("a")]} for chat in chats], audio_root=folder)
+    collate = MossAudioDataCollator(processor)
+    exact = [int(collate([samples[i]])["attention_mask"].sum()) for i in range(len(samples))]
+    assert quick_lengths(collate, samples) == exact
+    assert exact[2] == exact[3] == exact[4] and exact[5] == exact[6]
 
 
 def test_a_system_prompt_of_the_run_is_for_samples_without_one(processor, folder):

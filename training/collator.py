@@ -203,10 +203,8 @@ class MossAudioDataCollator:
     def _load_part(self, part: dict[str, Any], where: str) -> dict[str, Any]:
         if part["type"] != "audio":
             return part
-        key = next(key for key in SOURCES if key in part)
         try:
-            source = decode_base64(part[key]) if key == "base64" else part[key]
-            return {"type": "audio", "audio": load_audio(source, target_rate=self.processor.sampling_rate)}
+            return {"type": "audio", "audio": load_audio(recording(part), target_rate=self.processor.sampling_rate)}
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: {error}") from error
 
@@ -247,6 +245,12 @@ def audio_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The audio parts of a conversation, in order."""
     contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
     return [part for content in contents for part in content if part["type"] == "audio"]
+
+
+def recording(part: dict[str, Any]) -> Any:
+    """What an audio part holds, as `load_audio` takes it."""
+    key = next(key for key in SOURCES if key in part)
+    return decode_base64(part[key]) if key == "base64" else part[key]
 
 
 def last_run(mask: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Optional, Union
 
@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from moss_audio.processing_moss_audio import load_audio
 
-from .collator import MossAudioDataCollator, TooLongError, audio_parts
-from .data import DataError
+from .collator import MossAudioDataCollator, TooLongError, audio_parts, recording
+from .data import REMOTE, DataError
 
 
 # Decoding, and reading from disks, leave Python free. Tokens are counted in one thread: tokenizers bear no other.
@@ -106,18 +106,17 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator
 
 def _samples_by_header(part: dict[str, Any], rate: int) -> int:
     """Samples that a recording will have at `rate`."""
-    source = part.get("path")
-    if isinstance(source, dict) and source.get("bytes") is not None:
-        source = io.BytesIO(source["bytes"])
-    if isinstance(source, (str, io.BytesIO)) and not str(source).startswith(("http://", "https://", "data:")):
+    source = recording(part)
+    encoded = source.get("bytes") if isinstance(source, Mapping) else source
+    if isinstance(encoded, bytes) or isinstance(encoded, str) and not encoded.startswith(REMOTE):
         import soundfile
 
         try:
-            header = soundfile.info(source)
+            header = soundfile.info(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
             return math.ceil(header.frames * rate / header.samplerate)
         except RuntimeError:  # not a file that soundfile opens: reading it will say so, or do it
             pass
-    return load_audio(next(value for key, value in part.items() if key != "type"), target_rate=rate).shape[0]
+    return load_audio(source, target_rate=rate).shape[0]
 
 
 __all__ = ["Entry", "Length", "exact_lengths", "quick_lengths"]
