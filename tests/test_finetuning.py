@@ -91,6 +91,7 @@ def test_parts_can_be_frozen(native_folder, uneven, tmp_path, capsys):
         ({"freeze": "encoder", "stage": "lora"}, "--freeze goes with --stage full"),
         ({"eval_metric": "wer"}, "--eval_metric needs --eval_files"),
         ({"mixture": "m.json"}, "give either --train_files or --mixture"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor does not work here"),
     ):
         with pytest.raises(SystemExit):
             finetune.parse_arguments(run_options(native_folder, uneven, tmp_path, **options))

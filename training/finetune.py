@@ -163,6 +163,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         raise SystemExit(0)
     model, data, training = parser.parse_args_into_dataclasses(arguments)
     _check(model, data, parser)
+    if training.label_smoothing_factor:
+        parser.error("--label_smoothing_factor does not work here: Transformers would not shift the labels")
     training.remove_unused_columns = False  # the collator reads samples, not the model's inputs
     training.label_names = ["labels"]  # PEFT's class would not tell
     training.prediction_loss_only = True

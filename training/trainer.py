@@ -48,7 +48,7 @@ class MossAudioTrainer(Trainer):
             As [`~transformers.Trainer`] takes them.
 
     Raises:
-        ValueError: for another collator, or a loss in chunks with label smoothing, which needs all logits.
+        ValueError: for another collator, or with label smoothing.
     """
 
     def __init__(
@@ -66,8 +66,11 @@ class MossAudioTrainer(Trainer):
                 f"`data_collator` is a {type(self.data_collator).__name__}; pass a MossAudioDataCollator, or use "
                 "Transformers' own Trainer."
             )
-        if loss_chunk_size is not None and self.label_smoother is not None:
-            raise ValueError("`loss_chunk_size` does not go with `label_smoothing_factor`, which needs all logits.")
+        if self.label_smoother is not None:
+            raise ValueError(
+                "`label_smoothing_factor` does not work with MOSS-Audio: Transformers shifts the labels for classes that it "
+                "knows, and for no others. Leave it out."
+            )
         if eval_metric is not None:
             import_jiwer()  # now, not after the first epoch
         self.data_collator.extra_keys = tuple(dict.fromkeys((*self.data_collator.extra_keys, "group", "origin")))
