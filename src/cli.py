@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command line: `moss-audio ask`, `transcribe`, `caption` and the commands of `moss_audio.conversion`, also as `python -m moss_audio`.
+"""The command line: `moss-audio ask`, `transcribe`, `caption`, `view` and the commands of `moss_audio.conversion` and
+`moss_audio.training`, also as `python -m moss_audio`.
 
 Answers go to standard output in the order of the recordings; progress, warnings and failures go to standard error. The
 exit status is 0 where everything was answered, 1 where a recording failed, 2 where the command cannot run at all.
@@ -26,13 +27,14 @@ from typing import Annotated, Any, Optional
 import typer
 
 from .conversion import commands as conversion_commands
+from .training import commands as training_commands
 
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="MOSS-Audio: ask about recordings, in sound and text; convert, check and make checkpoints.",
+    help="MOSS-Audio: ask about recordings, in sound and text; convert, check, make and fine-tune checkpoints.",
 )
 
 
@@ -331,6 +333,7 @@ def view(
 
 
 conversion_commands.register(app)
+training_commands.register(app)
 
 
 def main():

@@ -273,7 +273,8 @@ class MossAudioConfig(PretrainedConfig):
 
     model_type = "moss_audio"
     sub_configs = {"audio_config": MossAudioEncoderConfig, "language_config": Qwen3Config}
-    keys_to_ignore_at_inference = ["past_key_values", "audio_hidden_states"]  # the latter is packed, not in rows
+    # The packed features are no rows, and what the loss was made of is no prediction.
+    keys_to_ignore_at_inference = ["past_key_values", "audio_hidden_states", "token_losses", "token_hits"]
 
     def __init__(
         self,

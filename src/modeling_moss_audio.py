@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Optional, Union
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
@@ -102,9 +103,16 @@ class MossAudioCausalLMOutputWithPast(CausalLMOutputWithPast):
     Args:
         audio_hidden_states (`torch.FloatTensor` of shape `(tokens, hidden_size)`, *optional*):
             The embeddings that took the place of the audio tokens', where the call had clips.
+        token_losses (`torch.FloatTensor` of shape `(batch, seq)`, *optional*):
+            With `loss_chunk_size`, what predicting the token after each position cost: float32, without gradients, 0
+            where there is no label.
+        token_hits (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
+            With `loss_chunk_size`, whether the likeliest token was the label.
     """
 
     audio_hidden_states: Optional[torch.FloatTensor] = None
+    token_losses: Optional[torch.FloatTensor] = None
+    token_hits: Optional[torch.BoolTensor] = None
 
 
 class Window(NamedTuple):
@@ -265,7 +273,9 @@ class MossAudioPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MossAudioEncoderLayer", "MossAudioDecoderLayer"]
+    # The encoder is one piece: how often its layers are called depends on the clips, and FSDP, which wraps these modules,
+    # must gather their weights equally often in all processes.
+    _no_split_modules = ["MossAudioEncoder", "MossAudioDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -668,6 +678,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         audio_data_seqlens: Optional[Union[torch.Tensor, list[int]]] = None,
         audio_input_mask: Optional[torch.BoolTensor] = None,
         logits_to_keep: Union[int, torch.Tensor] = 0,
+        loss_chunk_size: Optional[int] = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MossAudioCausalLMOutputWithPast:
         r"""
@@ -697,6 +708,10 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
                 Where the audio tokens are; `input_ids == config.audio_token_id` by default.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 Compute logits for the last so many positions (0: all), or for these positions.
+            loss_chunk_size (`int`, *optional*):
+                Compute the loss for so many labels at a time, forward and backward, so that the logits of a long batch
+                are never held as a whole. Loss and gradients are the same; the output has `token_losses` and
+                `token_hits` instead of `logits`.
 
         Raises:
             ValueError: where features, lengths, mask and audio tokens do not fit each other, or the prompt is longer
@@ -707,24 +722,24 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         for name in ("output_attentions", "output_hidden_states"):
             if kwargs.get(name) is None:
                 kwargs[name] = getattr(self.config, name)
-        audio = audio_positions = None
+        audio = None
         if audio_data is not None:
             lengths = clip_lengths(audio_data, audio_data_seqlens, self.config.audio_config.num_mel_bins)
             audio_input_mask = self._audio_mask(input_ids, inputs_embeds, audio_input_mask)
             clips_per_row(audio_input_mask, lengths)
             self._check_positions(audio_input_mask, lengths)
-            audio = self.get_audio_features(audio_data, lengths)
-            audio_positions = audio_input_mask.flatten().nonzero().squeeze(1)
         elif labels is not None and input_ids is not None and not torch.compiler.is_compiling():
             self._check_no_clip_is_missing(input_ids, past_key_values)
         if inputs_embeds is None:
+            # Before the clips, as `_silence` comes after it: all processes must gather sharded weights in one order.
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if audio is not None:
-            audio_positions = audio_positions.to(inputs_embeds.device)
+        if audio_data is not None:
+            audio = self.get_audio_features(audio_data, lengths)
+            audio_positions = audio_input_mask.flatten().nonzero().squeeze(1).to(inputs_embeds.device)
             embeds = audio.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, audio_positions, embeds).view_as(inputs_embeds)
             kwargs.update(deepstack_features=audio.deepstack_features, audio_positions=audio_positions)
-        elif self.training and _is_distributed():
+        elif self._must_hear_silence(past_key_values):
             inputs_embeds = inputs_embeds + self._silence().to(inputs_embeds.device, inputs_embeds.dtype)
 
         outputs = self.language_model(
@@ -735,29 +750,88 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels,
-                vocab_size=self.config.vocab_size,
-                ignore_index=self.config.ignore_index,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
-                shift_labels=kwargs.get("shift_labels"),
-            )
+        if labels is not None and loss_chunk_size is not None:
+            scores = self._loss_in_chunks(outputs.last_hidden_state, labels, loss_chunk_size, **kwargs)
+        else:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            scores = {"logits": self.lm_head(outputs.last_hidden_state[:, keep, :])}
+            if labels is not None:
+                scores["loss"] = self.loss_function(
+                    logits=scores["logits"],
+                    labels=labels,
+                    vocab_size=self.config.vocab_size,
+                    ignore_index=self.config.ignore_index,
+                    num_items_in_batch=kwargs.get("num_items_in_batch"),
+                    shift_labels=kwargs.get("shift_labels"),
+                )
         return MossAudioCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
+            **scores,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=None if audio is None else audio.pooler_output,
         )
 
+    def _loss_in_chunks(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.LongTensor,
+        chunk_size: int,
+        shift_labels: Optional[torch.LongTensor] = None,
+        num_items_in_batch: Optional[Union[int, torch.Tensor]] = None,
+        **kwargs,
+    ) -> dict[str, torch.Tensor]:
+        """The loss that `loss_function` would give, and what each label cost; logits exist for one chunk at a time."""
+        if chunk_size < 1:
+            raise ValueError(f"`loss_chunk_size` {chunk_size} must be at least 1 label, or None for all at once.")
+        ignored = self.config.ignore_index
+        if shift_labels is None:
+            shift_labels = nn.functional.pad(labels, (0, 1), value=ignored)[:, 1:]
+        targets = shift_labels.flatten().to(hidden_states.device)
+        positions = (targets != ignored).nonzero().squeeze(1)
+        if not positions.numel():  # `lm_head` takes part all the same: other processes may wait for its gradients
+            positions = positions.new_zeros(1)
+        hidden_states = hidden_states.flatten(0, 1)
+
+        # One call of the module, about nothing, brings its weights to where FSDP has them gathered until the backward pass.
+        # How many chunks there are depends on the labels, which differ between processes.
+        head, nothing = self.lm_head, self.lm_head(hidden_states[:0]).sum()
+        plain = isinstance(head, nn.Linear)
+
+        def score(states: torch.Tensor, chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = (nn.functional.linear(states, head.weight, head.bias) if plain else head(states)).float()
+            losses = nn.functional.cross_entropy(logits, chunk, ignore_index=ignored, reduction="none")
+            return losses, logits.detach().argmax(-1) == chunk
+
+        losses, hits = zip(
+            *(
+                checkpoint(score, hidden_states[chunk], targets[chunk], use_reentrant=False)
+                for chunk in positions.split(chunk_size)
+            )
+        )
+        losses, hits = torch.cat(losses), torch.cat(hits)
+        items = len(positions) if num_items_in_batch is None else num_items_in_batch
+        empty = torch.zeros(targets.shape, device=losses.device)
+        return {
+            "loss": (losses.sum() + nothing) / (items.to(losses.device) if isinstance(items, torch.Tensor) else items),
+            "token_losses": empty.index_copy(0, positions, losses.detach()).view_as(labels),
+            "token_hits": empty.bool().index_copy(0, positions, hits).view_as(labels),
+        }
+
+    def _must_hear_silence(self, past_key_values: Optional[Cache]) -> bool:
+        """
+        Whether a batch without clips goes through the encoder all the same, because other processes may have some: in
+        training they wait for its gradients, and where weights are sharded, at any time, for its weights.
+        """
+        if not _is_distributed():
+            return False
+        if self.training:
+            return True
+        prefill = not isinstance(past_key_values, Cache) or not past_key_values.get_seq_length()
+        return prefill and _is_sharded(self.audio_encoder)
+
     def _silence(self) -> torch.Tensor:
-        """Zero, by way of every audio parameter: distributed training waits for their gradients in each batch."""
+        """Zero, by way of every audio parameter."""
         frames = FRAMES_PER_TOKEN
         features = self.get_audio_features(
             torch.zeros(1, self.config.audio_config.num_mel_bins, frames, device=self.device), [frames]
@@ -803,7 +877,13 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         """
         for name, references in code_references().items():
             setattr(self.config, name, references)
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        made_by_fsdp = type(self)
+        if _is_sharded(self):
+            self.__class__ = made_by_fsdp.__bases__[-1]  # whose file is the one to be copied, and named in config.json
+        try:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.__class__ = made_by_fsdp
 
     # Generation: clips are not rows, and each is encoded once, in the step that reads its tokens.
 
@@ -911,6 +991,15 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
 
 def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP gathers the module's weights when it is called: FSDP2 makes it a class of its own, FSDP wraps it."""
+    if not _is_distributed():
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return isinstance(module, (FSDPModule, FullyShardedDataParallel))
 
 
 _AUDIO_INPUTS = ("audio_data", "audio_data_seqlens", "audio_input_mask")

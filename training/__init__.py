@@ -15,15 +15,29 @@
 
 from .collator import MossAudioDataCollator, TooLongError
 from .data import DataError, RowDataset, SampleDataset, load_samples, normalise, read_records
+from .mixture import EpochSampler, Mixture, grouped, weighted
+
+
+def __getattr__(name: str):
+    if name == "MossAudioTrainer":  # needs accelerate, which a collator does not
+        from .trainer import MossAudioTrainer
+
+        return MossAudioTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
     "DataError",
+    "EpochSampler",
+    "Mixture",
     "MossAudioDataCollator",
+    "MossAudioTrainer",
     "RowDataset",
     "SampleDataset",
     "TooLongError",
+    "grouped",
     "load_samples",
     "normalise",
     "read_records",
+    "weighted",
 ]

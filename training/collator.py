@@ -25,7 +25,7 @@ import torch
 from transformers.utils import logging
 
 from moss_audio.configuration_moss_audio import frames_to_tokens, samples_to_frames
-from moss_audio.processing_moss_audio import MossAudioProcessor, decode_base64, load_audio
+from moss_audio.processing_moss_audio import AUDIO_TOKEN, MossAudioProcessor, decode_base64, load_audio
 
 from .data import SOURCES, DataError, normalise
 
@@ -36,7 +36,11 @@ IGNORED = -100  # the label that the loss leaves out
 
 
 class TooLongError(DataError):
-    """A sample has more tokens than `max_length`."""
+    """A sample has more tokens than `max_length`: how many, and how many seconds of sound."""
+
+    def __init__(self, message: str, tokens: int, seconds: float):
+        super().__init__(message)
+        self.tokens, self.seconds = tokens, seconds
 
 
 class MossAudioDataCollator:
@@ -104,7 +108,8 @@ class MossAudioDataCollator:
         self.chat_template = chat_template
         self.extra_keys = tuple(extra_keys)
         self.dropped = 0  # in this process
-        control = sorted(processor.tokenizer.all_special_tokens, key=len, reverse=True)
+        added = processor.tokenizer.added_tokens_decoder.values()
+        control = [AUDIO_TOKEN, *(token.content for token in added if token.special)]
         self._control = re.compile("|".join(map(re.escape, control)))
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -169,28 +174,37 @@ class MossAudioDataCollator:
             DataError: where a recording cannot be read; with the sample's origin.
             TooLongError: where it has more than `max_length` tokens.
         """
+        messages = self.decode(sample)
+        self.measure(messages, sample.get("origin", "sample"))
+        return messages
+
+    def decode(self, sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """`load`, however long the sample is."""
         origin, messages = sample.get("origin", "sample"), []
         for index, message in enumerate(self.conversation(sample)):
             content = message["content"]
             if not isinstance(content, str):
                 content = [self._load_part(part, f"{origin}: `messages[{index}]`") for part in content]
             messages.append({**message, "content": content})
-        clips = [part["audio"].shape[0] for part in audio_parts(messages)]
-        tokens = self.count_tokens(messages, clips)
-        if tokens > self.max_length:
-            seconds = sum(clips) / self.processor.sampling_rate
-            raise TooLongError(
-                f"{origin}: this sample has {tokens} tokens ({seconds:.0f} s of sound); `max_length` is {self.max_length}."
-            )
         return messages
+
+    def measure(self, messages: list[dict[str, Any]], origin: str) -> tuple[float, int]:
+        """Seconds of sound and tokens of messages whose recordings are decoded; [`TooLongError`] beyond `max_length`."""
+        clips = [part["audio"].shape[0] for part in audio_parts(messages)]
+        seconds, tokens = sum(clips) / self.processor.sampling_rate, self.count_tokens(messages, clips)
+        if tokens > self.max_length:
+            raise TooLongError(
+                f"{origin}: this sample has {tokens} tokens ({seconds:.0f} s of sound); `max_length` is {self.max_length}.",
+                tokens,
+                seconds,
+            )
+        return seconds, tokens
 
     def _load_part(self, part: dict[str, Any], where: str) -> dict[str, Any]:
         if part["type"] != "audio":
             return part
-        key = next(key for key in SOURCES if key in part)
         try:
-            source = decode_base64(part[key]) if key == "base64" else part[key]
-            return {"type": "audio", "audio": load_audio(source, target_rate=self.processor.sampling_rate)}
+            return {"type": "audio", "audio": load_audio(recording(part), target_rate=self.processor.sampling_rate)}
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: {error}") from error
 
@@ -231,6 +245,12 @@ def audio_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The audio parts of a conversation, in order."""
     contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
     return [part for content in contents for part in content if part["type"] == "audio"]
+
+
+def recording(part: dict[str, Any]) -> Any:
+    """What an audio part holds, as `load_audio` takes it."""
+    key = next(key for key in SOURCES if key in part)
+    return decode_base64(part[key]) if key == "base64" else part[key]
 
 
 def last_run(mask: torch.Tensor) -> torch.Tensor:

@@ -229,6 +229,12 @@ class _Recordings:
                 f"`{where}` is an audio part with keys {sorted(part)}; it needs exactly one of `path`, `url`, `base64` and "
                 "`audio`, or a recording in the record's own `audio`."
             )
+        if (
+            isinstance(source, Mapping)
+            and source.get("path")
+            and not {"bytes", "array"} & {k for k, v in source.items() if v is not None}
+        ):
+            source = source["path"]  # a row of `datasets` that was not decoded
         if isinstance(source, (str, os.PathLike)) and key in ("path", "audio"):
             key, source = "path", self.resolve(source, where)
         return {"type": "audio", key: source}

@@ -1,0 +1,182 @@
+# Copyright 2026 The moss-audio authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How many samples a second fine-tuning takes: batches of 8 padded to their longest, against one sample at a time padded to
+8192 tokens, as the published script does it.
+
+    python -m moss_audio.benchmarks.finetuning
+
+Both train the same decoder of about 0.1 G parameters (random weights) on clips of 5 to 15 s, in one run and in turn, so that
+whatever else the machine does slows down both.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor, __version__
+from moss_audio.conversion.scaffold import scaffold
+from moss_audio.training import MossAudioDataCollator
+
+
+PADDED = 8192  # tokens
+DECODER = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 8192,
+    "max_position_embeddings": PADDED,
+    "rope_theta": 1e6,
+    "eos_token_id": 0,
+}
+ENCODER = {
+    "d_model": 256,
+    "encoder_layers": 6,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 1024,
+    "downsample_hidden_size": 64,
+    "deepstack_encoder_layer_indexes": [1, 3, 5],
+}
+
+
+def make_model(ids: dict[str, int], seed: int) -> MossAudioModel:
+    """Random weights around a decoder of about 0.1 G parameters."""
+    torch.manual_seed(seed)
+    config = MossAudioConfig(
+        audio_config=dict(ENCODER), language_config=dict(DECODER), adapter_hidden_size=1024, **ids
+    )
+    return MossAudioModel(config).train()
+
+
+def make_samples(count: int, seed: int) -> list[dict[str, Any]]:
+    """Noise of 5 to 15 s, and answers as long as what is said in such a time: about 15 bytes a second."""
+    random = np.random.default_rng(seed)
+    samples = []
+    for number in range(count):
+        seconds = random.uniform(5, 15)
+        sound = (0.1 * random.standard_normal(int(16000 * seconds))).astype(np.float32)
+        question = [{"type": "audio", "audio": sound}, {"type": "text", "text": "Transcribe the audio."}]
+        answer = "".join(random.choice(list("etaoin shrdlu"), int(15 * seconds))).strip()
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": f"{number} {answer}"}]
+        samples.append({"messages": messages})
+    return samples
+
+
+def step(model: MossAudioModel, optimizer: torch.optim.Optimizer, collate: Any, samples: list, device: str) -> float:
+    """Seconds that a training step takes, the collator's work included."""
+    start = time.perf_counter()
+    batch = {name: tensor.to(device) for name, tensor in collate(samples).items()}
+    with torch.autocast(device, torch.bfloat16):
+        loss = model(**batch, use_cache=False).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(processor: MossAudioProcessor, batches: int, alone: int, seed: int, device: str) -> dict[str, Any]:
+    """Samples per second of both ways, each over its own steps, taken in turn after a short one that does not count."""
+    ids = {name: getattr(processor, name) for name in ("audio_token_id", "audio_start_id", "audio_end_id")}
+    model = make_model(ids, seed).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    samples = make_samples(max(8 * batches, alone), seed)
+    ways = {
+        "batches of 8": (MossAudioDataCollator(processor), 8, batches),
+        f"one at a time, {PADDED} tokens": (MossAudioDataCollator(processor, pad_to_multiple_of=PADDED), 1, alone),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    step(model, optimizer, MossAudioDataCollator(processor), samples[:1], device)
+    for number in range(max(batches, alone)):
+        for name, (collate, size, steps) in ways.items():
+            if number < steps:
+                chosen = samples[size * number : size * (number + 1)]
+                seconds[name].append(step(model, optimizer, collate, chosen, device))
+    rows = []
+    for name, (_, size, _) in ways.items():
+        median = statistics.median(seconds[name])
+        rows.append(
+            {
+                "way": name,
+                "steps": len(seconds[name]),
+                "seconds_per_step": median,
+                "samples_per_second": size / median,
+            }
+        )
+    return {
+        "rows": rows,
+        "ratio": rows[0]["samples_per_second"] / rows[1]["samples_per_second"],
+        "decoder_parameters": sum(parameter.numel() for parameter in model.language_model.parameters())
+        + model.lm_head.weight.numel(),
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {
+            "moss_audio": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    lines = ["| | steps | seconds a step | samples a second |", "| --- | --- | --- | --- |"]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['way']} | {row['steps']} | {row['seconds_per_step']:.2f} | {row['samples_per_second']:.3f} |"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines += [
+        "",
+        f"{result['ratio']:.1f} times as many samples a second (target: at least 10).",
+        f"{result['device']}; {versions}.",
+    ]
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m moss_audio.benchmarks.finetuning", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("--batches", type=int, default=5, help="steps with 8 samples")
+    parser.add_argument("--alone", type=int, default=3, help=f"steps with one sample padded to {PADDED} tokens")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the result there")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scaffold(f"{folder}/tiny", "tiny")  # for its tokenizer of single bytes
+        processor = MossAudioProcessor.from_pretrained(f"{folder}/tiny")
+    processor.max_position_embeddings = PADDED
+    result = measure(processor, options.batches, options.alone, options.seed, options.device)
+    print(as_markdown(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

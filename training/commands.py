@@ -1,0 +1,107 @@
+# Copyright 2026 The moss-audio authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The commands of `moss-audio` that train: check-data, finetune, merge. What they do is in the other modules, which are
+imported when a command runs.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+
+def check_data(
+    files: Annotated[list[Path], typer.Argument(help="JSON Lines, JSON or Parquet files.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Checkpoint whose processor counts: a folder, or an id on the Hub.")],
+    max_length: Annotated[
+        Optional[int], typer.Option(help="Longest sample in tokens; the decoder's positions by default.")
+    ] = None,
+    system_prompt: Annotated[Optional[str], typer.Option(help="For samples without one of their own.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a sample, and one in the end.")
+    ] = False,
+):
+    """Read training data as training would, and say what is wrong with it, line by line.
+
+    No weights are loaded. The exit status is 1 where something is wrong,
+    2 where a file cannot be read at all.
+    """
+    from moss_audio.processing_moss_audio import MossAudioProcessor
+
+    from .check import Report, check_file
+    from .collator import MossAudioDataCollator
+    from .data import DataError
+
+    try:
+        processor = MossAudioProcessor.from_pretrained(model)
+        collator = MossAudioDataCollator(processor, max_length=max_length, system_prompt=system_prompt)
+        report = Report()
+        for file in files:
+            for length in check_file(file, collator, report):
+                _print_length(length, as_json)
+    except (DataError, OSError, ValueError, ImportError) as error:
+        _fail(error)
+    print(json.dumps(report.as_dict()) if as_json else "\n".join(report.summary()))
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _print_length(length: Any, as_json: bool):
+    if as_json:
+        values = {"origin": length.entry.origin, "seconds": round(length.seconds, 2), "tokens": length.tokens}
+        print(json.dumps({**values, **({"error": str(length.error)} if length.error else {})}, ensure_ascii=False))
+    elif length.error is not None:
+        print(length.error)
+
+
+def finetune(context: typer.Context):
+    """Fine-tune a checkpoint by the standard Trainer. --help lists the options."""
+    try:
+        from .finetune import main
+    except ImportError as error:  # accelerate, say
+        _fail(ImportError(f"{error}; fine-tuning needs what `pip install moss-audio[train]` brings."))
+    main(context.args)
+
+
+def merge(
+    adapter: Annotated[str, typer.Argument(help="Folder that --stage lora wrote.", show_default=False)],
+    target: Annotated[str, typer.Argument(help="Folder to make.", show_default=False)],
+    model: Annotated[
+        Optional[str], typer.Option(help="Checkpoint under it; by default the one it was trained on.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32; auto is the checkpoint's.")] = "auto",
+):
+    """Fold LoRA weights into their checkpoint: a folder like any other."""
+    try:
+        from .merge import merge as fold
+
+        print(f"{fold(adapter, target, model, dtype)} is complete.")
+    except (OSError, ValueError, ImportError) as error:
+        _fail(error)
+
+
+def _fail(error: Exception):
+    print(f"moss-audio: {error}", file=sys.stderr)
+    raise typer.Exit(2) from error
+
+
+def register(app: typer.Typer):
+    """Adds the commands to an application."""
+    app.command("check-data")(check_data)
+    # What follows `finetune` is read by Transformers' own parser of arguments, `--help` included.
+    passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command("finetune", context_settings=passed_on, add_help_option=False)(finetune)
+    app.command("merge")(merge)
