@@ -26,6 +26,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .checkpoints import TINY
 from .conversion import commands as conversion_commands
 from .training import commands as training_commands
 
@@ -89,7 +90,7 @@ def ask(
 
     from .batches import answer_all
 
-    pipe = _load_pipeline(model, device, dtype)
+    pipe = load_pipeline(model, device, dtype)
     failed = 0
     results = answer_all(pipe, recordings, batch_size, text=prompt, max_new_tokens=max_new_tokens)
     with tqdm(total=len(recordings), unit="recording", file=sys.stderr, disable=len(recordings) == 1) as progress:
@@ -255,7 +256,7 @@ def _answer_all(
     run = Run(found, formats, outputs, model, overwrite)
     try:
         if run.todo:
-            pipe = _load_pipeline(model, device, dtype)
+            pipe = load_pipeline(model, device, dtype)
             run.answer(pipe, batch_size, task=task, **options)
     except KeyboardInterrupt as error:
         print("moss-audio: interrupted; with --output the same command goes on where it was.", file=sys.stderr)
@@ -264,7 +265,7 @@ def _answer_all(
         raise typer.Exit(1)
 
 
-def _load_pipeline(model: str, device: str, dtype: str) -> Any:
+def load_pipeline(model: str, device: str, dtype: str) -> Any:
     """The pipeline for a checkpoint; a message and exit status 2 where it cannot be loaded."""
     import torch
 
@@ -330,6 +331,19 @@ def view(
         print(f"moss-audio: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     print(page)
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        Optional[str], typer.Option(help="Another checkpoint than the small one.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+):
+    """Ask the small checkpoint about the demo clips, and show what is really in them."""
+    from .checkpoints.demo import run
+
+    print(run(load_pipeline(model or str(TINY), device, "auto")))
 
 
 conversion_commands.register(app)

@@ -51,7 +51,7 @@ class ScriptedPipeline:
         return {"prompt": batch["prompt"], "ids": [self.script[question] for question in batch["prompt"]]}
 
     def postprocess(self, outputs):
-        (prompt,), (text,) = outputs["prompt"], outputs["ids"]
+        (text,) = outputs["ids"]
         reasoning, answer = split_reasoning(text)
         return {"generated_text": answer, "reasoning": reasoning}
 

@@ -93,6 +93,56 @@ def merge(
         _fail(error)
 
 
+def evaluate(
+    model: Annotated[str, typer.Option(help="Checkpoint: a folder, or an id on the Hugging Face Hub.")],
+    data: Annotated[Path, typer.Option(help="Data file in a layout of fine-tuning.", show_default=False)],
+    output: Annotated[
+        Optional[Path], typer.Option(help="JSON file for figures and answers.", show_default=False)
+    ] = None,
+    metric: Annotated[
+        Optional[list[str]],
+        typer.Option(help="TASK=wer|cer|timestamps|exact|times|events, where the default does not fit; repeatable."),
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Measure on the first so many samples.")] = None,
+    show_wrong: Annotated[int, typer.Option(min=0, help="List so many wrong answers of each task.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples answered at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 512,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes an accelerator.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32; auto is the checkpoint's.")] = "auto",
+):
+    """Answer a data file and measure the answers by task.
+
+    Error rates, deviation of timestamps, exact matches, event F1. The exit
+    status is 1 where a sample could not be answered.
+    """
+    from moss_audio.cli import load_pipeline
+
+    from .data import DataError
+    from .evaluate import evaluate as measure
+    from .evaluate import read_samples, save, table, wrong_answers
+    from .scoring import import_jiwer
+
+    try:
+        import_jiwer()
+        pairs = [entry.partition("=") for entry in metric or ()]
+        samples = read_samples(data, {task: name for task, _, name in pairs}, limit)
+    except (DataError, OSError, ValueError, ImportError) as error:
+        _fail(error)
+    pipe = load_pipeline(model, device, dtype)
+    report = measure(pipe, samples, batch_size, max_new_tokens=max_new_tokens)
+    if output is not None:
+        save({"model": model, "data": str(data), **report}, output)
+    print(table(report["tasks"]))
+    for line in wrong_answers(report["answers"], show_wrong):
+        print(line)
+    failed = [row for row in report["answers"] if "error" in row]
+    for row in failed:
+        print(f"moss-audio: {row['origin']}: {row['error']}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(samples)} samples could not be answered.", file=sys.stderr)
+        raise typer.Exit(1)
+
+
 def _fail(error: Exception):
     print(f"moss-audio: {error}", file=sys.stderr)
     raise typer.Exit(2) from error
@@ -105,3 +155,4 @@ def register(app: typer.Typer):
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command("finetune", context_settings=passed_on, add_help_option=False)(finetune)
     app.command("merge")(merge)
+    app.command("evaluate")(evaluate)

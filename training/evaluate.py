@@ -234,6 +234,19 @@ def table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
+def wrong_answers(rows: Sequence[Mapping[str, Any]], most: int) -> Iterator[str]:
+    """The first wrong answers of each task, to be printed: where, what was asked, said, and right."""
+    for task in sorted({row["task"] for row in rows}):
+        wrong = [row for row in rows if row["task"] == task and row.get("wrong")]
+        if wrong and most:
+            yield f"\n{task}: {len(wrong)} not right" + (f", the first {most}:" if len(wrong) > most else ":")
+        for row in wrong[:most]:
+            question = " ".join(row["question"].split())
+            yield f"  {row['origin']}: {question if len(question) < 80 else question[:77] + '…'}"
+            yield f"    answer: {row['answer']!r}"
+            yield f"    right:  {row['reference']!r}"
+
+
 def save(report: Mapping[str, Any], path: Union[str, Path]):
     """Writes a report as JSON; the file is there as a whole or not at all."""
     path = Path(path)
