@@ -254,6 +254,16 @@ def test_a_run_names_what_is_wrong(native_folder, tmp_path, capsys):
         finetune.main(run_options(native_folder, data, tmp_path / "out"))
     assert stopped.value.code == 2
     assert "data.jsonl, line 1: `messages[0].content[0].path` is 'missing.wav'" in capsys.readouterr().err
+    data = write_lines(tmp_path / "data.jsonl", [sample([], "A?", "a")])
+    for options, message in (
+        ({"max_length": 99999}, "`max_length` 99999 must be between 1 and 2048"),
+        ({"model": "./none"}, "moss-audio: "),
+        ({"chat_template": "none.jinja"}, "--chat_template none.jinja: there is no such file"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            model = options.pop("model", native_folder)
+            finetune.main(run_options(model, data, tmp_path / "out", **options))
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_weights_keep_the_dtype_of_the_checkpoint(native_folder, uneven, tmp_path):

@@ -354,11 +354,16 @@ def run(model_options: ModelArguments, data_options: DataArguments, training: Tr
     """
     set_seed(training.seed)
     main = training.process_index == 0
-    processor = MossAudioProcessor.from_pretrained(model_options.model)
-    collator = load_collator(data_options, processor)
-    mixture, lengths = without_too_long(load_mixture(data_options), collator, main and not training.disable_tqdm)
-    eval_data = load_eval_data(data_options, collator)
-    model = load_model(model_options)
+    try:
+        processor = MossAudioProcessor.from_pretrained(model_options.model)
+        collator = load_collator(data_options, processor)
+        mixture, lengths = without_too_long(load_mixture(data_options), collator, main and not training.disable_tqdm)
+        eval_data = load_eval_data(data_options, collator)
+        model = load_model(model_options)
+    except DataError:
+        raise
+    except ValueError as error:  # an id that is none, a length beyond the positions, …
+        raise FinetuneError(str(error)) from error
     if main:
         _describe(mixture, lengths, model)
     trainer = MossAudioTrainer(
