@@ -40,19 +40,21 @@ class ScriptedPipeline:
     def __init__(self, script):
         self.script, self.batches = script, []
 
+    def _sanitize_parameters(self, **parameters):
+        return {}, parameters, {}
+
     def preprocess(self, inputs):
         question = inputs["messages"][-1]["content"][-1]["text"]
         if question == "broken":
             raise ValueError("this is no sound")
-        return {"prompt": question, "features": len(question)}
+        yield {"prompt": question, "is_last": True, "start": None, "end": None}
 
     def forward(self, batch, **generate_kwargs):
         self.batches.append((batch["prompt"], generate_kwargs))
-        return {"prompt": batch["prompt"], "ids": [self.script[question] for question in batch["prompt"]]}
+        return {"ids": [self.script[question] for question in batch["prompt"]]}
 
     def postprocess(self, outputs):
-        (text,) = outputs["ids"]
-        reasoning, answer = split_reasoning(text)
+        reasoning, answer = split_reasoning(outputs[0]["ids"])
         return {"generated_text": answer, "reasoning": reasoning}
 
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 from torch.utils.data import Dataset
 
+from moss_audio.batches import answer_all
 from moss_audio.transcripts_moss_audio import parse_transcript, split_reasoning
 
 from . import scoring
@@ -115,19 +116,8 @@ def answers(
     A sample that cannot be answered, because a recording is no sound, say, gives `{"error": …}`.
     """
     order = sorted(range(len(samples)), key=lambda index: (samples[index].seconds, len(str(samples[index].messages))))
-    for start in range(0, len(order), batch_size):
-        ready, inputs = [], []
-        for index in order[start : start + batch_size]:
-            try:
-                inputs.append(pipe.preprocess({"messages": samples[index].messages}))
-                ready.append(index)
-            except (OSError, ValueError, ImportError) as error:
-                yield index, {"error": str(error)}
-        if inputs:
-            batch = {key: [item[key] for item in inputs] for key in inputs[0]}
-            outputs = pipe.forward(batch, **generate_kwargs)
-            for row, index in enumerate(ready):
-                yield index, pipe.postprocess({key: [values[row]] for key, values in outputs.items()})
+    chats = ({"messages": samples[index].messages} for index in order)
+    yield from zip(order, answer_all(pipe, chats, batch_size, **generate_kwargs))
 
 
 def evaluate(

@@ -27,8 +27,9 @@ from transformers import Trainer
 from moss_audio.processing_moss_audio import split_reasoning
 
 from .collator import MossAudioDataCollator
-from .metrics import error_rates, import_jiwer, means_of, row_sums, score_tokens
+from .metrics import error_rates, means_of, row_sums, score_tokens
 from .mixture import EpochSampler, Mixture
+from .scoring import import_jiwer
 
 
 class MossAudioTrainer(Trainer):
