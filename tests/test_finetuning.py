@@ -79,7 +79,8 @@ def test_values_of_groups_are_logged_and_evaluated(overfitted):
 
 
 def test_the_adapter_stage_leaves_all_else_as_it_was(native_folder, uneven, tmp_path):
-    train(native_folder, uneven, tmp_path, stage="adapter")
+    # one at a time: half of the batches have no clip, and so nothing that learns
+    train(native_folder, uneven, tmp_path, stage="adapter", per_device_train_batch_size=1, max_steps=8)
     assert changed_parts(native_folder, tmp_path) == {"adapter", "mergers"}
 
 

@@ -96,16 +96,6 @@ class MossAudioTrainer(Trainer):
 
     # Loss
 
-    def training_step(self, model: torch.nn.Module, *args, **kwargs) -> torch.Tensor:
-        loss = super().training_step(model, *args, **kwargs)
-        if self.args.world_size <= 1:
-            # After a batch without clips the audio parts have no gradients here, and zeros in distributed training, where
-            # momentum moves them on. Zeros in both make one process learn what several do.
-            for parameter in model.parameters():
-                if parameter.requires_grad and parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-        return loss
-
     def compute_loss(
         self,
         model: torch.nn.Module,
