@@ -340,6 +340,17 @@ def test_the_standard_trainer_takes_collator_and_samples(native_folder, uneven, 
     assert {"model.safetensors", "processor_config.json", *CODE_FILES} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_the_trainer_reads_whole_samples_by_default(native_folder, uneven, tmp_path):
+    """Transformers' own default leaves a sample nothing but keys that the model knows, and it knows none."""
+    trainer = MossAudioTrainer(
+        model=MossAudioModel.from_pretrained(native_folder, dtype=torch.float32),
+        args=TrainingArguments(output_dir=str(tmp_path), max_steps=1, report_to="none", use_cpu=True),
+        train_dataset=load_samples(uneven),
+        data_collator=MossAudioDataCollator(MossAudioProcessor.from_pretrained(native_folder)),
+    )
+    assert trainer.train().training_loss > 0
+
+
 PUSH = """
 from moss_audio.training.finetune import main
 main(sys.argv[1:])

@@ -80,6 +80,7 @@ class MossAudioTrainer(Trainer):
         if eval_metric is not None:
             import_jiwer()  # now, not after the first epoch
         self.data_collator.extra_keys = tuple(dict.fromkeys((*self.data_collator.extra_keys, "group", "origin")))
+        self.args.remove_unused_columns = False  # the collator reads samples, not the model's inputs
         self.lengths = lengths
         self.loss_chunk_size = loss_chunk_size
         self.eval_metric, self.eval_max_new_tokens = eval_metric, eval_max_new_tokens
