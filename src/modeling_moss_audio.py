@@ -820,13 +820,14 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
 
     def _must_hear_silence(self, past_key_values: Optional[Cache]) -> bool:
         """
-        Whether a batch without clips goes through the encoder all the same, because other processes may have some: in
-        training they wait for its gradients, and where weights are sharded, at any time, for its weights.
+        Whether a batch without clips goes through the encoder all the same. In training it gives the audio parts gradients
+        of zero: other processes may wait for them, and where nothing else learns there would be no backward pass. Where
+        weights are sharded, other processes may wait at any time for the encoder's.
         """
+        if self.training and torch.is_grad_enabled():
+            return True
         if not _is_distributed():
             return False
-        if self.training:
-            return True
         prefill = not isinstance(past_key_values, Cache) or not past_key_values.get_seq_length()
         return prefill and _is_sharded(self.audio_encoder)
 

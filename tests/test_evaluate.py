@@ -140,6 +140,16 @@ def test_answers_are_measured_by_task(data, tmp_path):
     ]
 
 
+def test_samples_of_a_task_may_be_measured_in_two_ways(data):
+    """Some have events to be compared and others have not: each is measured by what it has."""
+    path = data(line("A beep.", "description", "d1", events=EVENTS[:1]), line("A dog.", "description", "d2"))
+    pipe = ScriptedPipeline({"d1": "A beep.", "d2": "A cat."})
+    report = evaluate(pipe, read_samples(path), progress=False)
+    assert report["tasks"]["description (events)"]["event_f1"] == 1
+    assert report["tasks"]["description (wer)"] == {"metric": "wer", "samples": 1, "wer": 0.5}
+    assert [row["wrong"] for row in report["answers"]] == [False, True]
+
+
 def test_samples_of_like_length_go_together(data):
     path = data(*(line("x", question=f"q{index}", duration=duration) for index, duration in enumerate((3, 9, 2, 8))))
     pipe = ScriptedPipeline(dict.fromkeys(("q0", "q1", "q2", "q3"), "x"))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from moss_audio import MossAudioModel, MossAudioProcessor
-from moss_audio.training import MossAudioDataCollator, finetune, load_samples
+from moss_audio.training import MossAudioDataCollator, MossAudioTrainer, finetune, load_samples
 from moss_audio.training.merge import merge
 from tests.conftest import CODE_FILES, run_python
 from tests.conversion_helpers import Hub
@@ -78,8 +78,29 @@ def test_values_of_groups_are_logged_and_evaluated(overfitted):
     assert final["eval_loss_a"] != final["eval_loss_b"]
 
 
+def test_groups_are_logged_whatever_a_log_covers_and_they_are_called(native_folder, uneven, tmp_path):
+    """Numbers as groups; one sample a log; and records with an `origin` of their own, which all count."""
+    records = [json.loads(line) for line in uneven.read_text(encoding="utf-8").splitlines()]
+    records = [{**record, "group": number % 2, "origin": "corpus"} for number, record in enumerate(records)]
+    data = write_lines(uneven.parent / "numbered.jsonl", records)
+    found = [
+        train(native_folder, file, tmp_path / file.stem, eval_files=file, per_device_train_batch_size=1, max_steps=12)
+        for file in (data, uneven)
+    ]
+    entries = [entry for entry in found[0].state.log_history if "loss" in entry]
+    values = [{"loss_0", "loss_1"} & set(entry) for entry in entries]
+    first = values.index({"loss_0"}) if {"loss_0"} in values else 12
+    first = min(
+        first, values.index({"loss_1"}) if {"loss_1"} in values else 12
+    )  # when the second group was first seen
+    assert first < 11 and all(len(value) == 1 for value in values[first:])
+    for name, known in (("eval_loss", "eval_loss"), ("eval_loss_0", "eval_loss_a"), ("eval_loss_1", "eval_loss_b")):
+        assert found[0].state.log_history[-1][name] == found[1].state.log_history[-1][known]
+
+
 def test_the_adapter_stage_leaves_all_else_as_it_was(native_folder, uneven, tmp_path):
-    train(native_folder, uneven, tmp_path, stage="adapter")
+    # one at a time: half of the batches have no clip, and so nothing that learns
+    train(native_folder, uneven, tmp_path, stage="adapter", per_device_train_batch_size=1, max_steps=8)
     assert changed_parts(native_folder, tmp_path) == {"adapter", "mergers"}
 
 
@@ -92,12 +113,29 @@ def test_parts_can_be_frozen(native_folder, uneven, tmp_path, capsys):
         ({"eval_metric": "wer"}, "--eval_metric needs --eval_files"),
         ({"mixture": "m.json"}, "give either --train_files or --mixture"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor does not work here"),
+        ({"learnig_rate": 1}, "there is no --learnig_rate 1"),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "requires the save and eval strategy to match"),
+        ({"resume_from_checkpoint": "nowhere"}, "--resume_from_checkpoint nowhere: there is no such folder"),
     ):
         with pytest.raises(SystemExit):
             finetune.parse_arguments(run_options(native_folder, uneven, tmp_path, **options))
         assert message in capsys.readouterr().err
     with pytest.raises(finetune.FinetuneError, match="leaves nothing to learn"):
         train(native_folder, uneven, tmp_path, freeze=list(finetune.PARTS))
+
+
+def test_one_process_uses_one_gpu(native_folder, uneven, tmp_path, monkeypatch, capsys):
+    """Transformers would split a batch by rows among all that the process sees; its clips are no rows."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(SystemExit):
+        finetune.parse_arguments(run_options(native_folder, uneven, tmp_path))
+    assert "one process sees 2 GPUs: start one for each by `accelerate launch`" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="one process sees 2 GPUs"):
+        MossAudioTrainer(
+            model=MossAudioModel.from_pretrained(native_folder),
+            args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
+            data_collator=MossAudioDataCollator(MossAudioProcessor.from_pretrained(native_folder)),
+        )
 
 
 def test_every_parameter_belongs_to_one_part(model):
@@ -300,6 +338,17 @@ def test_the_standard_trainer_takes_collator_and_samples(native_folder, uneven, 
     trainer.train()
     trainer.save_model()
     assert {"model.safetensors", "processor_config.json", *CODE_FILES} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_trainer_reads_whole_samples_by_default(native_folder, uneven, tmp_path):
+    """Transformers' own default leaves a sample nothing but keys that the model knows, and it knows none."""
+    trainer = MossAudioTrainer(
+        model=MossAudioModel.from_pretrained(native_folder, dtype=torch.float32),
+        args=TrainingArguments(output_dir=str(tmp_path), max_steps=1, report_to="none", use_cpu=True),
+        train_dataset=load_samples(uneven),
+        data_collator=MossAudioDataCollator(MossAudioProcessor.from_pretrained(native_folder)),
+    )
+    assert trainer.train().training_loss > 0
 
 
 PUSH = """

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from moss_audio.cli import app
 from moss_audio.training import DataError, EpochSampler, MossAudioDataCollator, grouped, load_samples, weighted
 from moss_audio.training.lengths import quick_lengths
-from moss_audio.training.metrics import error_rates, means_of, score_tokens
+from moss_audio.training.metrics import error_rates, means_of, row_sums, score_tokens
 from moss_audio.training.mixture import Mixture, Source
 from tests.conftest import DATA, waveform
 from tests.finetuning_helpers import sample, tone, write_lines
@@ -314,6 +314,21 @@ def test_what_is_wrong_is_named_with_file_line_and_key(folder, name):
         load_samples(path)
 
 
+def test_every_sample_has_an_origin_of_its_own(folder, tmp_path):
+    """Whatever a record calls `origin`: messages and the evaluation of several processes go by it."""
+    record = {"messages": [{"role": "user", "content": "A?"}, assistant("a")], "origin": "corpus"}
+    lines = load_samples(write_lines(tmp_path / "a.jsonl", [record, record]))
+    assert [lines[index]["origin"] for index in range(2)] == [f"{tmp_path / 'a.jsonl'}, line {n}" for n in (1, 2)]
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1: `messages\[1\]` is an empty answer"):
+        load_samples(write_lines(tmp_path / "a.jsonl", [{**record, "messages": [user("A?"), assistant("")]}]))
+    import datasets
+
+    for name in "bc":
+        datasets.Dataset.from_list([record]).to_parquet(tmp_path / f"{name}.parquet")
+    origins = [load_samples(tmp_path / f"{name}.parquet")[0]["origin"] for name in "bc"]
+    assert origins == [f"{tmp_path / name}.parquet, row 0" for name in "bc"]
+
+
 def test_what_is_no_data_file(folder):
     path = folder / "broken.jsonl"
     path.write_text(json.dumps(sample([], "A?", "a")) + '\n{"messages": [}\n{"a": 1}\n')
@@ -426,9 +441,20 @@ def test_a_recipe_has_shares_and_square_roots(tmp_path):
     assert [(source.group, source.draws) for source in mixture.sources] == [("asr", 60), ("asr", 30), ("text", 30)]
     counts = Counter(mixture[index]["group"] for index in drawn(mixture, 0))
     assert counts == {"asr": 90, "text": 30}
-    (tmp_path / "recipe.json").write_text(json.dumps({"groups": ["a.jsonl"]}))
-    with pytest.raises(DataError, match="is no recipe"):
-        grouped(tmp_path / "recipe.json")
+    for wrong, message in (
+        ({"groups": ["a.jsonl"]}, "is no recipe"),
+        (
+            {"groups": {"a": {"share": 1, "files": "a.jsonl"}}},
+            "group 'a' needs a positive `share` and a list of `files`",
+        ),
+        ({"groups": {"a": {"share": 0, "files": ["a.jsonl"]}}}, "group 'a' needs a positive `share`"),
+        ({"groups": {}}, "at least one group"),
+        ({"groups": groups, "samples_per_epoch": -1}, "`samples_per_epoch` must be positive"),
+        ({"groups": groups, "samples_per_epoch": "many"}, "is no recipe"),
+    ):
+        (tmp_path / "recipe.json").write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match=message):
+            grouped(tmp_path / "recipe.json")
 
 
 def test_batches_of_like_length(tmp_path):
@@ -455,6 +481,13 @@ def test_scores_of_tokens():
     assert hits.tolist() == [[True, False, False]]
 
 
+def test_sums_fit_devices_without_float64():
+    sums = row_sums(
+        torch.tensor([[0.5, 0.0, 2.0]]), torch.tensor([[True, False, False]]), torch.tensor([[-100, 1, 1]])
+    )
+    assert sums.tolist() == [[2.5, 1, 2]] and sums.dtype == torch.float32
+
+
 def test_means_are_of_labels_not_of_batches():
     means = means_of([("a", (6.0, 1, 2)), ("b", (1.0, 1, 1)), ("a", (2.0, 2, 2))], "eval_")
     assert means == {
@@ -466,6 +499,7 @@ def test_means_are_of_labels_not_of_batches():
         "eval_token_accuracy_b": 1.0,
     }
     assert set(means_of([("a", (1.0, 1, 1))])) == {"loss", "token_accuracy"}
+    assert means_of([("a", (1.0, 1, 1))], known={"a", "b"})["loss_a"] == 1
     assert means_of([]) == {}
 
 

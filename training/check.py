@@ -71,7 +71,8 @@ def check_file(path: Path, collator: MossAudioDataCollator, report: Report) -> I
         DataError: where the file itself cannot be read.
     """
     for length in exact_lengths(collator, _entries(path)):
-        report.groups[str((length.entry.sample or {}).get("group") or path.stem)] += 1
+        own = (length.entry.sample or {}).get("group")
+        report.groups[path.stem if own in (None, "") else str(own)] += 1
         report.samples += 1
         report.problems += length.error is not None
         report.too_long += isinstance(length.error, TooLongError)
@@ -86,11 +87,11 @@ def _entries(path: Path) -> Iterator[Entry]:
     if path.is_dir() or path.suffix == ".parquet":
         rows = load_samples(path)
         for index in range(len(rows)):
-            origin = f"{path}, row {index}"
             try:
-                yield Entry(origin, {**rows[index], "origin": origin})
+                sample = rows[index]
+                yield Entry(sample["origin"], sample)
             except DataError as error:
-                yield Entry(origin, None, error)
+                yield Entry(f"{path}, row {index}", None, error)
         return
     for record in read_records(path):
         try:

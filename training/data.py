@@ -14,7 +14,7 @@
 """Training data: JSON Lines, a JSON array or a `datasets` dataset, in two layouts, as one kind of sample.
 
 A sample is a dict with `messages` in Transformers' chat layout, checked and with paths that hold from anywhere, `origin`
-(file and line), and whatever other keys the record had.
+(file and line, different for each), and whatever other keys the record had.
 """
 
 import io
@@ -122,7 +122,7 @@ def _skip(text: str, position: int, separator: str) -> int:
 
 def normalise(
     record: Mapping[str, Any],
-    origin: str = "sample",
+    origin: Optional[str] = None,
     audio_root: Optional[Union[str, os.PathLike]] = None,
     check_files: bool = False,
 ) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def normalise(
             and `{"type": "audio", "path"}` (or `url`, `base64`, `audio`); or `{"conversation": [{"role", "message_type",
             "content"}]}`, where entries of one role in a row make one turn. An audio part without a recording takes the
             next one of the record's `audio`, a recording or a list of them, as a column of a dataset gives it.
-        origin: how messages call the record.
+        origin: how messages call the record; by default its own `origin`, which a sample has.
         audio_root: the folder that relative paths start from; by default they are left as they are.
         check_files: whether a path must lead to a file now.
 
@@ -145,6 +145,8 @@ def normalise(
     Raises:
         DataError: for what cannot be trained on, by key and value.
     """
+    if origin is None:
+        origin = (record.get("origin") if isinstance(record, Mapping) else None) or "sample"
     try:
         if not isinstance(record, Mapping):
             raise DataError(f"is {_show(record)}; expected an object with `messages` or `conversation`.")
@@ -168,11 +170,8 @@ def normalise(
         recordings.check_all_used()
         _check_turns(sample["messages"])
     except DataError as error:
-        raise DataError(
-            f"{record.get('origin', origin) if isinstance(record, Mapping) else origin}: {error}"
-        ) from error
-    sample.setdefault("origin", origin)
-    return sample
+        raise DataError(f"{origin}: {error}") from error
+    return {**sample, "origin": origin}
 
 
 def _show(value: Any) -> str:
@@ -344,17 +343,27 @@ class SampleDataset(Dataset):
 
 
 class RowDataset(Dataset):
-    """Samples of a `datasets` dataset, or of any sequence of records; each is checked when it is read."""
+    """Samples of a `datasets` dataset, or of any sequence of records; each is checked when it is read.
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], audio_root: Optional[Union[str, os.PathLike]] = None):
-        self.rows, self.audio_root = rows, audio_root
+    `name` tells the rows of one dataset from another's.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        audio_root: Optional[Union[str, os.PathLike]] = None,
+        name: Optional[str] = None,
+    ):
+        self.rows, self.audio_root, self.prefix = rows, audio_root, "" if name is None else f"{name}, "
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
-        return normalise(self.rows[index], f"row {index}", self.audio_root, check_files=self.audio_root is not None)
+        return normalise(
+            self.rows[index], f"{self.prefix}row {index}", self.audio_root, check_files=self.audio_root is not None
+        )
 
 
 def load_samples(
@@ -383,7 +392,7 @@ def load_samples(
         return RowDataset(source, audio_root)
     path = Path(source).expanduser()
     if path.is_dir() or path.suffix == ".parquet":
-        return RowDataset(_load_arrow(path), path.parent if audio_root is None else audio_root)
+        return RowDataset(_load_arrow(path), path.parent if audio_root is None else audio_root, str(path))
     return SampleDataset(_checked(path, path.parent if audio_root is None else audio_root, check_files))
 
 

@@ -137,7 +137,7 @@ def evaluate(
         generate_kwargs: e.g. `max_new_tokens`; greedy unless said otherwise.
 
     Returns:
-        `tasks`: for each task its `metric`, the number of `samples` and the figures of the metric (see
+        `tasks`: for each task (`TASK (METRIC)` where its samples are measured in several ways) its `metric`, the number of `samples` and the figures of the metric (see
         [`~moss_audio.training.scoring`]); `answers`: a dict with `origin`, `task`, `question`, `reference`, `answer`,
         `reasoning` and `wrong` for each sample, or with `error`.
     """
@@ -152,17 +152,19 @@ def evaluate(
     rows = [_row(sample, result) for sample, result in zip(samples, results)]
     labels = sorted({label for sample in samples for label in sample.events or ()})
     tasks = {}
-    for task in sorted({sample.task for sample in samples}):
-        chosen = [index for index, sample in enumerate(samples) if sample.task == task and "error" not in rows[index]]
+    measured = sorted({(sample.task, sample.metric) for sample in samples})
+    for task, metric in measured:
+        chosen = [index for index, sample in enumerate(samples) if (sample.task, sample.metric) == (task, metric)]
+        chosen = [index for index in chosen if "error" not in rows[index]]
         if not chosen:
             continue
-        metric = samples[chosen[0]].metric
+        name = task if sum(task == other for other, _ in measured) == 1 else f"{task} ({metric})"
         score = _score(
             metric, [samples[index] for index in chosen], [rows[index]["answer"] for index in chosen], labels
         )
         for index, wrong in zip(chosen, score.wrong):
             rows[index]["wrong"] = wrong
-        tasks[task] = {"metric": metric, "samples": len(chosen), **score.figures}
+        tasks[name] = {"metric": metric, "samples": len(chosen), **score.figures}
     return {"tasks": tasks, "answers": rows}
 
 

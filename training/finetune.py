@@ -161,8 +161,18 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     if "--help_all" in arguments:
         parser.print_help()
         raise SystemExit(0)
-    model, data, training = parser.parse_args_into_dataclasses(arguments)
+    try:
+        model, data, training, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    except (ValueError, ImportError) as error:  # settings that TrainingArguments finds do not go together
+        parser.error(str(error))
+    if unknown:
+        parser.error(f"there is no {' '.join(unknown)}; --help and --help_all list the options")
     _check(model, data, parser)
+    if training.n_gpu > 1:
+        parser.error(
+            f"one process sees {training.n_gpu} GPUs: start one for each by `accelerate launch` or `torchrun`, with -m "
+            "moss_audio.training.finetune, or set CUDA_VISIBLE_DEVICES=0"
+        )
     if training.label_smoothing_factor:
         parser.error("--label_smoothing_factor does not work here: Transformers would not shift the labels")
     training.remove_unused_columns = False  # the collator reads samples, not the model's inputs
@@ -174,6 +184,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     if resume is not None and resume.lower() in ("true", "false"):
         found = get_last_checkpoint(training.output_dir) if os.path.isdir(training.output_dir) else None
         training.resume_from_checkpoint = found if resume.lower() == "true" else None
+    elif resume is not None and not os.path.isdir(resume):
+        parser.error(f"--resume_from_checkpoint {resume}: there is no such folder")
     return model, data, training
 
 

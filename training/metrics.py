@@ -49,21 +49,26 @@ def score_tokens(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
 
 
 def row_sums(losses: torch.Tensor, hits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Loss, hits and number of labels of each row, float64 `(batch, 3)`."""
+    """Loss, hits and number of labels of each row, float32 `(batch, 3)`: Apple's GPUs have nothing wider."""
     counts = (labels[:, 1:] != -100).sum(1)
-    return torch.stack([losses.double().sum(1), hits.double().sum(1), counts.double()], dim=1)
+    return torch.stack([losses.float().sum(1), hits.float().sum(1), counts.float()], dim=1)
 
 
-def means_of(rows: Iterable[tuple[str, Sequence[float]]], prefix: str = "") -> dict[str, float]:
+def means_of(
+    rows: Iterable[tuple[str, Sequence[float]]], prefix: str = "", known: Iterable[str] = ()
+) -> dict[str, float]:
     """
     `loss_GROUP` and `token_accuracy_GROUP` of rows `(group, (loss, hits, labels))`, and of all rows `token_accuracy` and
-    `loss`. A single group is all rows, and has no values of its own.
+    `loss`. Where there is a single group, among the rows and those `known`, it has no values of its own.
     """
     totals = defaultdict(lambda: [0.0, 0.0, 0.0])
     for group, sums in rows:
         totals[group] = [total + value for total, value in zip(totals[group], sums)]
     everything = [sum(values) for values in zip(*totals.values())]
-    totals = {"": everything} if len(totals) == 1 else {**totals, "": everything} if totals else {}
+    if len({*totals, *known}) < 2:
+        totals = {}
+    if everything:
+        totals = {**totals, "": everything}
     means = {}
     for group in sorted(totals):
         loss, hits, labels = totals[group]

@@ -42,7 +42,7 @@ class Source:
 
 
 class Mixture(ConcatDataset):
-    """Samples of several sources; each has a `group`, its own or the source's."""
+    """Samples of several sources; each has a `group`, its own (as text) or the source's."""
 
     def __init__(self, sources: Sequence[Source]):
         super().__init__([source.samples for source in sources])
@@ -52,7 +52,8 @@ class Mixture(ConcatDataset):
         index = range(len(self))[index]
         sample = super().__getitem__(index)
         group = self.sources[int(np.searchsorted(self.cumulative_sizes, index, side="right"))].group
-        return {**sample, "group": sample.get("group") or group}
+        own = sample.get("group")
+        return {**sample, "group": group if own in (None, "") else str(own)}
 
     @property
     def draws(self) -> int:
@@ -95,18 +96,21 @@ def grouped(recipe: Union[str, Path]) -> Mixture:
     recipe = Path(recipe).expanduser()
     try:
         content = json.loads(recipe.read_text(encoding="utf-8"))
-        groups = {name: (float(group["share"]), list(group["files"])) for name, group in content["groups"].items()}
-        total = content.get("samples_per_epoch")
+        groups = {name: (float(group["share"]), group["files"]) for name, group in content["groups"].items()}
+        total = int(content.get("samples_per_epoch") or 0)
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(f"{recipe} cannot be read as JSON: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f'{recipe} is no recipe ({error!r}); expected {{"groups": {{NAME: {{"share": 0.3, "files": […]}}}}}}.'
         ) from error
+    for name, (share, files) in groups.items():
+        if not (share > 0 and isinstance(files, list) and files):
+            raise DataError(f"{recipe}: group {name!r} needs a positive `share` and a list of `files`.")
+    if not groups or total < 0:
+        raise DataError(f"{recipe}: it needs at least one group, and `samples_per_epoch` must be positive.")
     shares = sum(share for share, _ in groups.values())
     loaded = {name: [load_samples(recipe.parent / file) for file in files] for name, (_, files) in groups.items()}
-    if empty := [name for name, (share, files) in groups.items() if not (share > 0 and files)]:
-        raise DataError(f"{recipe}: groups {empty} have no files or no positive share.")
     total = total or sum(len(samples) for group in loaded.values() for samples in group)
     sources = []
     for name, (share, _) in groups.items():

@@ -49,7 +49,7 @@ class MossAudioTrainer(Trainer):
             As [`~transformers.Trainer`] takes them.
 
     Raises:
-        ValueError: for another collator, or with label smoothing.
+        ValueError: for another collator, with label smoothing, or where one process would use several GPUs.
     """
 
     def __init__(
@@ -72,13 +72,20 @@ class MossAudioTrainer(Trainer):
                 "`label_smoothing_factor` does not work with MOSS-Audio: Transformers shifts the labels for classes that it "
                 "knows, and for no others. Leave it out."
             )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.args.n_gpu} GPUs, and would split batches by their rows, which clips are not. Start "
+                "a process for each by `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES=0."
+            )
         if eval_metric is not None:
             import_jiwer()  # now, not after the first epoch
         self.data_collator.extra_keys = tuple(dict.fromkeys((*self.data_collator.extra_keys, "group", "origin")))
+        self.args.remove_unused_columns = False  # the collator reads samples, not the model's inputs
         self.lengths = lengths
         self.loss_chunk_size = loss_chunk_size
         self.eval_metric, self.eval_max_new_tokens = eval_metric, eval_max_new_tokens
         self._trained: list[tuple[list[str], torch.Tensor]] = []  # since the last log: groups, and sums of each row
+        self._groups: set[str] = set()  # in which something was trained
         self._evaluated: list[tuple[list[str], list[str], torch.Tensor]] = []  # also where the rows come from
 
     # Order
@@ -96,16 +103,6 @@ class MossAudioTrainer(Trainer):
 
     # Loss
 
-    def training_step(self, model: torch.nn.Module, *args, **kwargs) -> torch.Tensor:
-        loss = super().training_step(model, *args, **kwargs)
-        if self.args.world_size <= 1:
-            # After a batch without clips the audio parts have no gradients here, and zeros in distributed training, where
-            # momentum moves them on. Zeros in both make one process learn what several do.
-            for parameter in model.parameters():
-                if parameter.requires_grad and parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-        return loss
-
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -122,7 +119,7 @@ class MossAudioTrainer(Trainer):
             losses, hits = score_tokens(outputs["logits"], labels)
         else:
             losses, hits = outputs["token_losses"], outputs["token_hits"]
-        sums, groups = row_sums(losses, hits, labels), [group or "other" for group in extras["group"]]
+        sums, groups = row_sums(losses, hits, labels), [str(group or "other") for group in extras["group"]]
         if model.training:
             self._trained.append((groups, sums))
         else:
@@ -133,7 +130,9 @@ class MossAudioTrainer(Trainer):
         if "loss" in logs and self._trained:
             rows = [row for groups, sums in self._trained for row in zip(groups, sums.tolist())]
             self._trained.clear()
-            means = means_of(self._of_all_processes(rows))
+            rows = self._of_all_processes(rows)
+            self._groups.update(group for group, _ in rows)
+            means = means_of(rows, known=self._groups)
             logs = {**logs, **{name: value for name, value in means.items() if name != "loss"}}
         super().log(logs, *args, **kwargs)
 
@@ -155,9 +154,10 @@ class MossAudioTrainer(Trainer):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         rows = [row for groups, origins, sums in self._evaluated for row in zip(origins, groups, sums.tolist())]
         self._evaluated.clear()
-        # Processes whose share is smaller get samples twice: where they come from tells.
-        unique = {origin or index: row for index, (origin, *row) in enumerate(self._of_all_processes(rows))}
-        output.metrics.update(means_of(unique.values(), f"{metric_key_prefix}_"))
+        if self.args.world_size > 1:  # processes whose share is smaller get samples twice: where they come from tells
+            everything = enumerate(self._of_all_processes(rows))
+            rows = list({origin or index: (origin, *row) for index, (origin, *row) in everything}.values())
+        output.metrics.update(means_of([row for _, *row in rows], f"{metric_key_prefix}_"))
         if self.eval_metric is not None:
             pairs = self.generate_answers(dataloader.dataset)
             output.metrics.update(error_rates(pairs, self.eval_metric, f"{metric_key_prefix}_"))
@@ -223,7 +223,7 @@ class PromptCollator:
             enable_time_marker=self.collator.enable_time_marker,
         )
         answers = [split_reasoning(messages[-1]["content"])[1] for messages in conversations]
-        groups = [sample.get("group") or "other" for sample in samples]
+        groups = [str(sample.get("group") or "other") for sample in samples]
         return {"inputs": inputs, "references": list(zip(groups, answers))}
 
 
