@@ -28,7 +28,7 @@ def pipe(tiny_folder, monkeypatch):
     pipe.listener = Listener(pipe.processor)
     monkeypatch.setattr(pipe.model, "generate", pipe.listener)
     pipe.loaded = []
-    monkeypatch.setattr(cli, "_load_pipeline", lambda *arguments: pipe.loaded.append(arguments) or pipe)
+    monkeypatch.setattr(cli, "load_pipeline", lambda *arguments: pipe.loaded.append(arguments) or pipe)
     return pipe
 
 
@@ -184,7 +184,7 @@ def test_an_interrupted_run_goes_on(pipe, folder, monkeypatch):
 
 def test_a_cut_off_answer_is_marked(pipe, folder, tiny_folder, monkeypatch):
     real = pipeline("audio-text-to-text", model=str(tiny_folder), device="cpu")
-    monkeypatch.setattr(cli, "_load_pipeline", lambda *arguments: real)
+    monkeypatch.setattr(cli, "load_pipeline", lambda *arguments: real)
     done = run("transcribe", "in/b.flac", "--max-new-tokens", "3", "--output", "out", "--format", "txt,json")
     assert done.exit_code == 0 and "in/b.flac: the answer was cut off at --max-new-tokens" in done.stderr
     assert (folder / "out" / "b.txt").read_text(encoding="utf-8").endswith("[cut off]\n")
