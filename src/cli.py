@@ -26,7 +26,6 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .checkpoints import TINY
 from .conversion import commands as conversion_commands
 from .training import commands as training_commands
 
@@ -331,19 +330,6 @@ def view(
         print(f"moss-audio: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     print(page)
-
-
-@app.command()
-def demo(
-    model: Annotated[
-        Optional[str], typer.Option(help="Another checkpoint than the small one.", show_default=False)
-    ] = None,
-    device: Device = "auto",
-):
-    """Ask the small checkpoint about the demo clips, and show what is really in them."""
-    from .checkpoints.demo import run
-
-    print(run(load_pipeline(model or str(TINY), device, "auto")))
 
 
 conversion_commands.register(app)

@@ -209,7 +209,7 @@ class MossAudioProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True}, "common_kwargs": {"return_tensors": "pt"}}
 
 
-class MossAudioProcessor(TaskRequests, ProcessorMixin):
+class MossAudioProcessor(ProcessorMixin, TaskRequests):
     r"""
     Turns recordings and texts into the inputs of [`MossAudioModel`], and its tokens into text.
 

@@ -1,15 +1,19 @@
 """Evaluation: a data file through the pipeline, and what is made of its answers."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
 from moss_audio import AudioTextToTextPipeline
+from moss_audio.cli import app
 from moss_audio.training import DataError
-from moss_audio.training.evaluate import answers, evaluate, read_samples, save, table
+from moss_audio.training.evaluate import METRICS, METRICS_OF_TASKS, answers, evaluate, read_samples, save, table
 from moss_audio.transcripts_moss_audio import split_reasoning
+from tests.conftest import DATA
 
 
 EVENTS = [{"start": 0.1, "end": 0.4, "label": "beep"}, {"start": 0.5, "end": 0.9, "label": "go"}]
@@ -158,3 +162,35 @@ def test_a_conversation_is_answered_at_its_end(data, model, processor):
     assert together == alone
     expected = pipe(samples[0].messages, max_new_tokens=4, do_sample=False)["generated_text"]
     assert together[0]["answer"] == expected and together[0]["question"] == "And then?"
+
+
+def test_the_command(data, tmp_path, tiny_folder):
+    path = data(line("yes", "presence"), line("one two", "transcription"))
+    arguments = ["evaluate", "--model", str(tiny_folder), "--data", str(path), "--max-new-tokens", "4"]
+    report = tmp_path / "report.json"
+    done = CliRunner().invoke(app, [*arguments, "--output", str(report), "--metric", "presence=cer"])
+    assert done.exit_code == 0, done.output
+    assert "| presence " in done.stdout and "presence: 1 not right:" in done.stdout and "right:  'yes'" in done.stdout
+    kept = json.loads(report.read_text(encoding="utf-8"))
+    assert kept["model"] == str(tiny_folder) and kept["tasks"]["presence"]["metric"] == "cer"
+    assert [row["origin"].endswith(f"line {number}") for number, row in enumerate(kept["answers"], 1)] == [True, True]
+
+    (tmp_path / "a.wav").write_bytes(b"no sound")
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1 and "2 of 2 samples could not be answered" in done.stderr
+    for wrong, message in ((["--metric", "presence=bleu"], "'bleu'"), (["--data", "no.jsonl"], "no.jsonl")):
+        done = CliRunner().invoke(app, [*arguments, *wrong])
+        assert done.exit_code == 2 and message in done.stderr
+
+
+def test_the_documentation_names_all_metrics():
+    page = (DATA.parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    named = {
+        row.split("`")[1]: set(re.findall(r"`([\w-]+)`", row.rsplit(" | ", 1)[1]))
+        for row in re.findall(r"^\| `.*", page, re.M)
+    }
+    assert set(named) == set(METRICS)
+    for task, metric in METRICS_OF_TASKS.items():
+        assert task in named[metric]
+    sample = json.loads(re.search(r"```json\n(.*?)\n```", page)[1])
+    assert set(sample) == {"messages", "task", "events", "duration"}
