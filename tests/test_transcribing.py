@@ -60,6 +60,7 @@ def test_formats_that_have_times_ask_for_them(pipe, folder):
     assert done.exit_code == 0 and "00:00:00,2" in done.stdout and " --> " in done.stdout and "w0" in done.stdout
     pipe.listener.answer = lambda words: "[0.00][S01]Hello.[7.56]"
     assert "SPEAKER b 1 0.000" in run("transcribe", "in/b.flac", "--format", "rttm").stdout
+    assert "SPEAKER b 1 0.000" in run("transcribe", "in/b.flac", "--format", "rttm", "--prompt", "Who?").stdout
 
 
 def test_several_are_printed_in_order(pipe, folder):
