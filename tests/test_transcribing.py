@@ -134,11 +134,25 @@ def test_an_older_file_of_another_format_is_not_taken_for_finished(pipe, folder)
     run("transcribe", "in/a.wav", "--output", "out", "--timestamps", "word", "--format", "srt")
     run("transcribe", "in/a.wav", "--output", "out", "--timestamps", "sentence", "--overwrite")
     done = run("transcribe", "in/a.wav", "--output", "out", "--timestamps", "sentence", "--format", "txt,srt")
-    assert done.exit_code == 1 and "a.srt is there, and stems from other options; --overwrite" in done.stderr
+    assert done.exit_code == 1
+    assert "a.srt is there, and stems from other options (return_timestamps was 'word'" in done.stderr
     done = run(
         "transcribe", "in/a.wav", "--output", "out", "--timestamps", "sentence", "--format", "txt,srt", "--overwrite"
     )
     assert done.exit_code == 0
+
+
+def test_formats_of_different_options_are_finished_beside_each_other(pipe, folder):
+    runs = [
+        ("transcribe", "in", "--output", "out", "--format", "json"),
+        ("transcribe", "in", "--output", "out", "--format", "srt"),  # asks for times
+    ]
+    assert [run(*arguments).exit_code for arguments in runs] == [0, 0]
+    heard = len(pipe.listener.seconds)
+    for arguments in runs:
+        done = run(*arguments)
+        assert done.exit_code == 0 and "3 of 3 recordings are finished already" in done.stderr
+    assert len(pipe.listener.seconds) == heard
 
 
 def test_hidden_files_are_no_recordings(folder):
