@@ -143,7 +143,7 @@ def transcribe(
     finished is left alone.
     """
     formats = _formats(format)
-    if "rttm" in formats:
+    if "rttm" in formats and not prompt:
         speakers = True
     if timestamps is None and not speakers and not prompt and set(formats) & {"srt", "vtt", "tsv"}:
         timestamps = Timestamps.sentence

@@ -26,7 +26,8 @@ from .transcripts_moss_audio import Repair, Segment, Transcript, format_transcri
 
 
 CHUNK_SECONDS = 600.0  # the longest that the authors recommend in one pass
-PAUSE_SECONDS = 0.3  # over which quietness is measured
+PAUSE_SECONDS = 0.3  # over which quietness is measured: a pause between sentences
+GAP_SECONDS = 0.03  # the same, where speech leaves nothing longer than a gap between words
 SHORTEST_PIECE = 1.0  # seconds
 
 
@@ -83,14 +84,21 @@ def cut_audio(
 def quietest_place(samples: torch.Tensor, low: int, high: int, sampling_rate: int) -> int:
     """
     The sample between `low` and `high` around which there is least sound: the middle of the longest stretch that is as quiet
-    as any, give or take 3 dB; the last of several.
+    as any, give or take 3 dB; the last of several. In speech without a pause it is in a gap between words.
     """
+    pause = _middle_of_quiet(samples, low, high, sampling_rate, PAUSE_SECONDS)
+    near = int(PAUSE_SECONDS * sampling_rate)
+    return _middle_of_quiet(samples, max(low, pause - near), min(high, pause + near), sampling_rate, GAP_SECONDS)
+
+
+def _middle_of_quiet(samples: torch.Tensor, low: int, high: int, sampling_rate: int, seconds: float) -> int:
+    """The middle of the longest stretch in which any so many seconds are as quiet as the quietest, give or take 3 dB."""
     hop = max(1, sampling_rate // 100)
     frames = (high - low) // hop
     if frames < 1:
         return high
     power = samples[low : low + frames * hop].view(frames, hop).square().mean(dim=1)
-    width = min(frames, round(PAUSE_SECONDS * sampling_rate / hop))
+    width = min(frames, round(seconds * sampling_rate / hop))
     loudness = torch.nn.functional.avg_pool1d(power[None, None], width, stride=1)[0, 0]
     first, longest, run = 0, 0, 0
     for index, quiet in enumerate((loudness <= 2 * loudness.min()).tolist()):  # within 3 dB

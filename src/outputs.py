@@ -105,7 +105,7 @@ class Outputs:
         self.folder, self.formats, self.options = folder, list(formats), json.loads(json.dumps(options))
         self.record = folder / RECORD
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines: dict[str, dict[str, Any]] = {}
+        self._lines: dict[tuple[str, str], dict[str, Any]] = {}  # by name and format
         if self.record.is_file():
             text = self.record.read_text(encoding="utf-8")
             if text and not text.endswith("\n"):
@@ -116,7 +116,7 @@ class Outputs:
                 except ValueError:
                     continue  # the command was interrupted as it wrote this line
                 if isinstance(entry, dict) and {"name", "recording", "options", "formats"} <= set(entry):
-                    self._lines[entry["name"]] = entry
+                    self._keep(entry)
 
     def files(self, recording: Recording) -> dict[str, Path]:
         """The files for a recording, by format."""
@@ -131,17 +131,16 @@ class Outputs:
             FileExistsError: where a file is there that does not stem from this recording and these options, and `overwrite`
                 is False.
         """
-        entry = self._lines.get(recording.name.as_posix())
         missing = []
         for format, path in self.files(recording).items():
-            reason = self._difference(entry, recording, format)
+            reason = self._difference(self._lines.get((recording.name.as_posix(), format)), recording)
             if path.exists() and reason and not overwrite:
                 raise FileExistsError(f"{path} is there, and {reason}; --overwrite replaces it.")
             if reason or not path.exists():
                 missing.append(format)
         return missing
 
-    def _difference(self, entry: Optional[dict[str, Any]], recording: Recording, format: str) -> Optional[str]:
+    def _difference(self, entry: Optional[dict[str, Any]], recording: Recording) -> Optional[str]:
         """Why a file is not what this run would make; None where it is."""
         if entry is None:
             return "this command has no record of it"
@@ -152,15 +151,11 @@ class Outputs:
         if names:
             name = names[0]
             return f"stems from other options ({name} was {before.get(name)!r}, now {self.options.get(name)!r})"
-        return None if format in entry["formats"] else "stems from other options"
+        return None
 
     def begin(self, recording: Recording, formats: Iterable[str]):
         """Takes down, before they are written, what the files of a recording are; what was there before goes."""
         paths, formats = self.files(recording), list(formats)
-        before = self._lines.get(recording.name.as_posix())
-        kept = [
-            name for name in (before or {}).get("formats", ()) if self._difference(before, recording, name) is None
-        ]
         for format in formats:
             paths[format].unlink(missing_ok=True)
             paths[format].parent.mkdir(parents=True, exist_ok=True)
@@ -168,10 +163,14 @@ class Outputs:
             "name": recording.name.as_posix(),
             "recording": fingerprint(recording.source),
             "options": self.options,
-            "formats": sorted({*kept, *formats}),
+            "formats": formats,
         }
-        self._lines[entry["name"]] = entry
+        self._keep(entry)
         self._append(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def _keep(self, entry: dict[str, Any]):
+        """Files of one recording may stem from different options; the last line about a file counts."""
+        self._lines.update({(entry["name"], format): entry for format in entry["formats"]})
 
     def _append(self, text: str):
         with open(self.record, "a", encoding="utf-8") as file:

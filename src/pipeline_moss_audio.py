@@ -25,13 +25,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Optional, Union
 
 import torch
+from torch.utils.data import Dataset, IterableDataset
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 from .audio_moss_audio import is_samples, load_audio, stream_audio
 from .configuration_moss_audio import decoder_positions
-from .generation_moss_audio import SegmentStreamer, TokenLogprobs, span_logprobs, token_ends, with_confidence
+from .generation_moss_audio import (
+    SegmentStreamer,
+    TokenLogprobs,
+    has_open_reasoning,
+    span_logprobs,
+    token_ends,
+    with_confidence,
+)
 from .long_moss_audio import CHUNK_SECONDS, Piece, clock, cut_audio, stitch_transcripts, stitched_text, within_piece
 from .tasks_moss_audio import chosen_letter, task_messages, task_prompt
 from .transcripts_moss_audio import Segment, Transcript, parse_json, parse_transcript, split_reasoning
@@ -59,6 +67,13 @@ class Conversation:
         """Whether the last message is an assistant's, which the answer then continues."""
         return self.messages[-1]["role"] == "assistant"
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether that message ends inside a `<think>` block, so that the answer begins with reasoning."""
+        content = self.messages[-1]["content"]
+        parts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
+        return self.is_open and has_open_reasoning("".join(parts))
+
 
 @dataclass
 class Answer:
@@ -72,6 +87,24 @@ class Answer:
     end: Optional[float]
     transcript: Transcript
     logprobs: Optional[list[float]]  # of the tokens of `text`
+
+
+class _Rows(Dataset):
+    """
+    A dataset that ends where its length says. Transformers iterates over what it cuts into chunks, and only an `IndexError`
+    ends that, which many datasets do not raise.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        if index >= len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self._dataset[index]
 
 
 class AudioTextToTextPipeline(ChunkPipeline):
@@ -247,9 +280,13 @@ class AudioTextToTextPipeline(ChunkPipeline):
             raise ValueError(
                 f"`text` has {len(text)} questions for one recording; pass a string, or a list of recordings."
             )
+        if isinstance(audio, Dataset) and not isinstance(audio, IterableDataset):
+            audio = _Rows(audio)
         if isinstance(audio, Iterator) and not isinstance(audio, types.GeneratorType) and not hasattr(audio, "read"):
             audio = (item for item in audio)  # Transformers streams generators only
-        if isinstance(audio, types.GeneratorType):
+        if isinstance(
+            audio, types.GeneratorType
+        ):  # version 5 of Transformers makes a class of its own of chats in one
             audio = (Conversation(item) if _is_conversation(item) else item for item in audio)
         return super().__call__(audio, text=text, **kwargs)
 
@@ -270,6 +307,8 @@ class AudioTextToTextPipeline(ChunkPipeline):
         template_kwargs = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         if isinstance(inputs, Mapping) and "messages" in inputs:
             inputs = Conversation(inputs["messages"])
+        elif _is_conversation(inputs):
+            inputs = Conversation(inputs)
         if isinstance(inputs, Conversation):
             if task is not None or chunk_length_s:
                 raise ValueError("`task` and `chunk_length_s` do not go with a chat; pass the recording itself.")
@@ -339,9 +378,9 @@ class AudioTextToTextPipeline(ChunkPipeline):
         if alone:
             model_inputs = {name: [value] for name, value in model_inputs.items()}
         batch = self.processor.pad(model_inputs.pop("features")).to(self.device)
-        if generate_kwargs.get("thinking_budget") is not None:
-            generate_kwargs.setdefault("thinking_token_ids", self.processor.thinking_token_ids)
         generate_kwargs = self._generate_arguments(generate_kwargs)
+        if self._setting(generate_kwargs, "thinking_budget") is not None:
+            generate_kwargs.setdefault("thinking_token_ids", self.processor.thinking_token_ids)
         if tokens_per_second and self._is_limit_open(generate_kwargs):
             seconds = max((end or 0) - (start or 0) for start, end in zip(model_inputs["start"], model_inputs["end"]))
             left = decoder_positions(self.model.config.language_config) - batch["input_ids"].shape[1]
@@ -446,7 +485,9 @@ class AudioTextToTextPipeline(ChunkPipeline):
         prompt, ids = output["prompt"], output["ids"].flatten(0, -2)[sequence]
         text = decode(ids)
         reasoning, answer = split_reasoning(text)
-        if reasoning is None and isinstance(prompt, Conversation) and prompt.is_open:
+        if reasoning is None and isinstance(prompt, Conversation) and prompt.is_thinking:
+            reasoning, answer = text.strip(), ""  # cut off before the block has closed
+        elif reasoning is None and isinstance(prompt, Conversation) and prompt.is_open:
             answer = text  # it goes on in the middle of a sentence: its spaces count
         transcript = parse_transcript(answer) if task == "transcribe" else Transcript()
         logprobs, offset = None, text.rfind(answer)

@@ -144,8 +144,12 @@ def language_name(language: str) -> str:
     The English name of a language that is given by its ISO 639-1 code ("de", "pt-BR") or by name.
 
     Raises:
-        ValueError: for a code that is not known.
+        ValueError: for a code that is not known, and what is no string.
     """
+    if not isinstance(language, str):
+        raise ValueError(
+            f"`language` {language!r:.80} must be a code such as 'de' or the name of a language in English."
+        )
     code = re.split("[-_]", language.strip().lower())[0]
     if code in LANGUAGES:
         return LANGUAGES[code].title()

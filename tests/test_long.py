@@ -68,6 +68,14 @@ def test_the_quietest_place_is_in_the_middle_of_the_longest_silence():
     assert quietest_place(samples, 100, 120, RATE) == 120  # less than a frame
 
 
+@pytest.mark.parametrize("pause", [0.04, 0.06, 0.1, 0.15])
+def test_speech_without_pauses_is_cut_between_words(pause):
+    samples = torch.from_numpy(speech(WORDS, pause))
+    cuts = [piece.end for piece in cut_audio([samples], RATE, 12)][:-1]
+    assert len(cuts) >= 3
+    assert not any(start < cut < end for cut in cuts for start, end in times(WORDS, pause))
+
+
 def test_a_recording_without_a_pause_is_cut_all_the_same():
     pieces = list(cut_audio([torch.ones(16000 * 31)], RATE, 10))
     assert sum(piece.samples.shape[0] for piece in pieces) == 16000 * 31

@@ -1,5 +1,7 @@
 """`pipeline("audio-text-to-text")` in all its calling conventions."""
 
+import itertools
+
 import numpy as np
 import pytest
 import soundfile
@@ -131,6 +133,27 @@ def test_a_dataset_gives_an_iterator(num_workers, pipe, expected):
     assert list(answers) == [expected("What?", clip) for clip in CLIPS]
 
 
+class Endless(Recordings):
+    """As many datasets are: it takes any index, and `len` alone says where it ends."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index % len(CLIPS))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_dataset_ends_where_its_length_says(num_workers, pipe, expected):
+    answers = itertools.islice(pipe(Endless(), text="What?", batch_size=2, num_workers=num_workers), 2 * len(CLIPS))
+    assert list(answers) == [expected("What?", clip) for clip in CLIPS]
+
+
+def test_a_dataset_of_chats(pipe, expected):
+    class Chats(Recordings):
+        def __getitem__(self, index):
+            return messages(CLIPS[index])
+
+    assert list(pipe(Chats(), batch_size=2)) == [expected("What?", clip) for clip in CLIPS]
+
+
 def test_files(pipe, expected, tmp_path):
     soundfile.write(tmp_path / "a.wav", CLIPS[0], 16000, subtype="FLOAT")
     soundfile.write(tmp_path / "b.mp3", CLIPS[2], 16000, format="MP3")
@@ -227,6 +250,16 @@ def test_reasoning_is_returned_apart(pipe, monkeypatch):
     assert pipe(CLIPS[0]) == answer and pipe(CLIPS, batch_size=3) == [answer] * 3
     raw = "<think>\nA bell, I think.\n</think>\n\nA bell.<|im_end|>"
     assert pipe(CLIPS[0], return_raw_text=True) == {**answer, "raw_text": raw}
+
+
+def test_reasoning_that_the_chat_has_opened(pipe, monkeypatch):
+    chat = [*messages(CLIPS[0]), {"role": "assistant", "content": "<think>\nLet me"}]
+    scripted(pipe, monkeypatch, " listen.\n</think>\n\nA bell.<|im_end|>")
+    assert pipe(chat) == {"generated_text": "A bell.", "reasoning": "listen."}
+    scripted(pipe, monkeypatch, " listen. It may")  # cut off
+    assert pipe(chat) == {"generated_text": "", "reasoning": "listen. It may"}
+    chat[-1]["content"] = [{"type": "text", "text": "<think>\nA bell.\n</think>\n\nIt is"}]
+    assert pipe(chat) == {"generated_text": " listen. It may", "reasoning": None}
 
 
 def test_thinking_is_switched_off_in_the_prompt(pipe, monkeypatch):

@@ -114,6 +114,7 @@ def test_the_prompts_are_the_processors(pipe):
         ({"task": "caption", "speakers": True}, "`speakers` does not go with the task 'caption'"),
         ({"task": "choice"}, "needs a question"),
         ({"return_timestamps": "chars"}, "`timestamps` 'chars' is none of"),
+        ({"language": ["de", "en"]}, r"`language` \['de', 'en'\] must be a code"),
     ],
 )
 def test_what_does_not_go_together(options, message, pipe):

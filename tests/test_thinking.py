@@ -189,6 +189,8 @@ def test_the_pipeline_knows_its_tokens(tiny_folder, processor):
     result = pipe(CLIPS[0], text="What?", thinking_budget=3, logits_processor=script, max_new_tokens=200)
     assert result["reasoning"] == ("abc" + TRANSITION).split("</think>")[0].strip()
     assert isinstance(result["generated_text"], str) and "Considering" not in result["generated_text"]
+    pipe.model.generation_config.thinking_budget = 3  # as from generation_config.json
+    assert pipe(CLIPS[0], text="What?", logits_processor=script, max_new_tokens=200) == result
 
 
 def test_state_is_read_from_the_tokens(processor):

@@ -28,7 +28,7 @@ def pipe(tiny_folder, monkeypatch):
     pipe.listener = Listener(pipe.processor)
     monkeypatch.setattr(pipe.model, "generate", pipe.listener)
     pipe.loaded = []
-    monkeypatch.setattr(cli, "_load_pipeline", lambda *arguments: pipe.loaded.append(arguments) or pipe)
+    monkeypatch.setattr(cli, "load_pipeline", lambda *arguments: pipe.loaded.append(arguments) or pipe)
     return pipe
 
 
@@ -60,6 +60,7 @@ def test_formats_that_have_times_ask_for_them(pipe, folder):
     assert done.exit_code == 0 and "00:00:00,2" in done.stdout and " --> " in done.stdout and "w0" in done.stdout
     pipe.listener.answer = lambda words: "[0.00][S01]Hello.[7.56]"
     assert "SPEAKER b 1 0.000" in run("transcribe", "in/b.flac", "--format", "rttm").stdout
+    assert "SPEAKER b 1 0.000" in run("transcribe", "in/b.flac", "--format", "rttm", "--prompt", "Who?").stdout
 
 
 def test_several_are_printed_in_order(pipe, folder):
@@ -133,11 +134,25 @@ def test_an_older_file_of_another_format_is_not_taken_for_finished(pipe, folder)
     run("transcribe", "in/a.wav", "--output", "out", "--timestamps", "word", "--format", "srt")
     run("transcribe", "in/a.wav", "--output", "out", "--timestamps", "sentence", "--overwrite")
     done = run("transcribe", "in/a.wav", "--output", "out", "--timestamps", "sentence", "--format", "txt,srt")
-    assert done.exit_code == 1 and "a.srt is there, and stems from other options; --overwrite" in done.stderr
+    assert done.exit_code == 1
+    assert "a.srt is there, and stems from other options (return_timestamps was 'word'" in done.stderr
     done = run(
         "transcribe", "in/a.wav", "--output", "out", "--timestamps", "sentence", "--format", "txt,srt", "--overwrite"
     )
     assert done.exit_code == 0
+
+
+def test_formats_of_different_options_are_finished_beside_each_other(pipe, folder):
+    runs = [
+        ("transcribe", "in", "--output", "out", "--format", "json"),
+        ("transcribe", "in", "--output", "out", "--format", "srt"),  # asks for times
+    ]
+    assert [run(*arguments).exit_code for arguments in runs] == [0, 0]
+    heard = len(pipe.listener.seconds)
+    for arguments in runs:
+        done = run(*arguments)
+        assert done.exit_code == 0 and "3 of 3 recordings are finished already" in done.stderr
+    assert len(pipe.listener.seconds) == heard
 
 
 def test_hidden_files_are_no_recordings(folder):
@@ -184,7 +199,7 @@ def test_an_interrupted_run_goes_on(pipe, folder, monkeypatch):
 
 def test_a_cut_off_answer_is_marked(pipe, folder, tiny_folder, monkeypatch):
     real = pipeline("audio-text-to-text", model=str(tiny_folder), device="cpu")
-    monkeypatch.setattr(cli, "_load_pipeline", lambda *arguments: real)
+    monkeypatch.setattr(cli, "load_pipeline", lambda *arguments: real)
     done = run("transcribe", "in/b.flac", "--max-new-tokens", "3", "--output", "out", "--format", "txt,json")
     assert done.exit_code == 0 and "in/b.flac: the answer was cut off at --max-new-tokens" in done.stderr
     assert (folder / "out" / "b.txt").read_text(encoding="utf-8").endswith("[cut off]\n")
