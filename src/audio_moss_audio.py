@@ -48,11 +48,10 @@ def load_audio(source: AudioSource, sampling_rate: Optional[int] = None, target_
 
     Args:
         source: a path, an http(s) URL, a base64 data URL, encoded bytes or a file object (of a video, its first sound
-            track); or samples: a NumPy array,
-            torch tensor or list, mono or multi-channel (the longer axis is time); or a mapping with `array` and
-            `sampling_rate`, `bytes` or `path` as Datasets gives it. Integer samples are divided by the full scale of
-            their type (those of 64 bits by the smallest of 16, 32 and 64 bits that holds them), floating ones are taken
-            as they are.
+            track); or samples: a NumPy array, torch tensor or list, mono or multi-channel (the longer axis is time); or a
+            mapping with `array` and `sampling_rate`, `bytes` or `path` as Datasets gives it. Integer samples are divided
+            by the full scale of their type (those of 64 bits by the smallest of 16, 32 and 64 bits that holds them),
+            floating ones are taken as they are.
         sampling_rate: samples per second of an array or tensor. Taken as `target_rate` where it is not given; a file
             knows its own.
         target_rate: samples per second of the result.

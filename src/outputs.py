@@ -47,8 +47,8 @@ class Recording:
 def find_recordings(sources: Sequence[str]) -> list[Recording]:
     """
     The recordings that arguments of a command name, in order: files and URLs as they are, folders searched for all files
-    with a suffix of sound or video that are not hidden, in alphabetical order. Results of recordings in a folder lie as the recordings do; two
-    recordings that differ in their suffix only keep it in the names of their results.
+    with a suffix of sound or video that are not hidden, in alphabetical order. Results of recordings in a folder lie as the
+    recordings do; two recordings that differ in their suffix only keep it in the names of their results.
 
     Raises:
         FileNotFoundError: where a folder has no recording.
