@@ -23,6 +23,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -204,6 +205,8 @@ def _open_recording(source: Any, target_rate: int) -> tuple[int, Iterator[torch.
             f"reading {name} needs librosa, which cannot be imported ({error}): `pip install librosa`, or pass the "
             "samples as an array."
         ) from error
+    if isinstance(source, str) and not os.path.getsize(source):
+        raise ValueError(f"{name} is an empty file.")
     try:
         file = soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -245,7 +248,10 @@ def _ffmpeg_blocks(name: str, source: Any, rate: int, reason: Exception) -> Iter
                 if process.wait():
                     messages.seek(0)
                     said = " ".join(messages.read().decode(errors="replace").split())
-                    raise ValueError(f"{name} cannot be read as sound ({reason}), nor by ffmpeg: {said[-500:]}")
+                    if "matches no streams" in said:
+                        raise ValueError(f"{name} has no sound track.")
+                    said = re.sub(r"\[[^\]]* @ 0x[0-9a-f]+\] ", "", said)  # where in ffmpeg's memory
+                    raise ValueError(f"{name} cannot be read as sound; ffmpeg says: {said[-500:]}")
             finally:
                 process.kill()
                 process.stdout.close()

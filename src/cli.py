@@ -27,6 +27,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from .conversion import commands as conversion_commands
+from .loading import check_checkpoint
 from .training import commands as training_commands
 
 
@@ -36,6 +37,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="MOSS-Audio: ask about recordings, in sound and text; convert, check, make and fine-tune checkpoints.",
 )
+
+
+def _show_version(wanted: bool):
+    if wanted:
+        import torch
+        import transformers
+
+        from . import __version__
+
+        print(f"moss-audio {__version__}, Transformers {transformers.__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+):
+    """What goes before a command."""
 
 
 Model = Annotated[
@@ -278,8 +299,10 @@ def load_pipeline(model: str, device: str, dtype: str) -> Any:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise typer.BadParameter(f"{device!r} cannot be used: {error}", param_hint="--device") from error
-    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
-        raise typer.BadParameter(f"there is no folder {model!r}.", param_hint="--model")
+    try:
+        check_checkpoint(model)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--model") from error
     try:
         config_dict, _ = MossAudioConfig.get_config_dict(model)
         if config_dict.get("model_type") != MossAudioConfig.model_type:

@@ -98,18 +98,26 @@ class Run:
             return
         try:
             self.outputs.begin(recording, formats)
-            for name, path in self.outputs.files(recording).items():
-                if name in formats:
-                    write_atomically(path, _rendered(result, name))
         except (OSError, ValueError) as error:
             self._fail(recording, f"its results cannot be written: {error}")
+            return
+        for name, path in self.outputs.files(recording).items():
+            if name in formats:  # one that cannot be written does not hold up the others
+                try:
+                    write_atomically(path, _rendered(result, name))
+                except (OSError, ValueError) as error:
+                    self._fail(recording, f"{path.name} cannot be written: {error}")
 
     def _print(self, recording: Recording, result: dict[str, Any]):
         several = len(self.recordings) > 1
         if self.formats == ["json"]:
             text = json.dumps({"audio": recording.source, **result}, ensure_ascii=False)
         else:
-            text = _rendered(result, self.formats[0]).rstrip("\n")
+            try:
+                text = _rendered(result, self.formats[0]).rstrip("\n")
+            except ValueError as error:
+                self._fail(recording, f"{error} The answer was: {result['generated_text']}")
+                return
         print(f"{recording.source}:\n{text}\n" if several and self.formats == ["txt"] else text, flush=True)
 
     def _fail(self, recording: Recording, message: str):
@@ -119,16 +127,22 @@ class Run:
     def report(self) -> bool:
         """Says what went wrong; whether nothing did."""
         if self.cut_off:
+            again = "." if self.outputs is None else ", and --overwrite them."
             print(
-                f"{len(self.cut_off)} answers were cut off (`cut_off` in JSON); raise --max-new-tokens or lower "
-                "--chunk-length, and --overwrite them.",
+                f"{_count(len(self.cut_off), 'answer')} cut off (`cut_off` in JSON): raise --max-new-tokens or lower "
+                f"--chunk-length{again}",
                 file=sys.stderr,
             )
         if self.failures:
-            print(f"{len(self.failures)} of {len(self.recordings)} recordings failed:", file=sys.stderr)
+            failed = len({source for source, _ in self.failures})
+            print(f"{failed} of {_count(len(self.recordings), 'recording')} failed:", file=sys.stderr)
             for source, message in self.failures:
                 print(f"  {source}: {message}", file=sys.stderr)
         return not self.failures
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _rendered(result: dict[str, Any], format: str) -> str:

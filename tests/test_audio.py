@@ -98,12 +98,12 @@ def test_a_film_at_another_rate_and_taken_in_part(films):
 
 @needs_ffmpeg
 def test_ffmpeg_says_what_is_wrong(films, tmp_path):
-    with pytest.raises(ValueError, match="silent.mp4 cannot be read as sound .*nor by ffmpeg: .*matches no streams"):
+    with pytest.raises(ValueError, match="silent.mp4 has no sound track"):
         load_audio(films / "silent.mp4")
     (tmp_path / "text.mp4").write_text("no film")
-    with pytest.raises(ValueError, match="text.mp4 cannot be read as sound .*nor by ffmpeg: .*Invalid data"):
+    with pytest.raises(ValueError, match="text.mp4 cannot be read as sound; ffmpeg says: (?!.*0x).*Invalid data"):
         load_audio(tmp_path / "text.mp4")
-    with pytest.raises(ValueError, match="audio of 7 bytes cannot be read as sound .*nor by ffmpeg"):
+    with pytest.raises(ValueError, match="audio of 7 bytes cannot be read as sound; ffmpeg says"):
         load_audio(b"no film")
 
 

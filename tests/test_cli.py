@@ -7,8 +7,11 @@ import sys
 
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
 import moss_audio
+from moss_audio.cli import app
+from moss_audio.loading import check_checkpoint
 from tests.conftest import waveform
 
 
@@ -88,7 +91,7 @@ def test_prompt_and_dtype(tiny_folder, recordings, answers):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["a.wav", "--model", "no/such/folder"], "no/such/folder cannot be loaded"),
+        (["a.wav", "--model", "no/such/folder"], "there is no folder 'no/such/folder'"),
         (["a.wav", "--model", ".", "--dtype", "int3"], "'int3' is none of auto, bfloat16, float16, float32"),
         (["a.wav", "--model", "./folder"], "there is no folder './folder'"),
         (["a.wav", "--model", ".", "--device", "gpu"], "'gpu' cannot be used"),
@@ -108,3 +111,34 @@ def test_help():
     done = command("--help", cwd=None)
     assert done.returncode == 0 and "ask" in done.stdout
     assert "--max-new-tokens" in command("ask", "--help", cwd=None).stdout
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("nofolder", "there is no folder 'nofolder', and an id on the Hugging Face Hub is of the form OWNER/NAME"),
+        ("a/b/c", "there is no folder 'a/b/c'"),
+        ("./folder", "there is no folder './folder'"),
+        ("empty", "the folder empty holds no checkpoint: it has no config.json"),
+        ("lora", "`moss-audio merge lora TARGET` makes one"),
+        ("file", "file is a file"),
+    ],
+)
+def test_what_cannot_be_a_checkpoint(name, message, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_checkpoint(name)
+
+
+def test_what_may_be_one(tiny_folder):
+    check_checkpoint(str(tiny_folder))
+    check_checkpoint("OpenMOSS-Team/MOSS-Audio-4B-Instruct")
+
+
+def test_the_version():
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0 and done.stdout.startswith(f"moss-audio {moss_audio.__version__}, Transformers ")

@@ -121,7 +121,7 @@ def test_parts_can_be_frozen(native_folder, uneven, tmp_path, capsys):
             finetune.parse_arguments(run_options(native_folder, uneven, tmp_path, **options))
         assert message in capsys.readouterr().err
     with pytest.raises(finetune.FinetuneError, match="leaves nothing to learn"):
-        train(native_folder, uneven, tmp_path, freeze=list(finetune.PARTS))
+        train(native_folder, uneven, tmp_path / "none", freeze=list(finetune.PARTS))
 
 
 def test_one_process_uses_one_gpu(native_folder, uneven, tmp_path, monkeypatch, capsys):
@@ -136,6 +136,22 @@ def test_one_process_uses_one_gpu(native_folder, uneven, tmp_path, monkeypatch, 
             args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
             data_collator=MossAudioDataCollator(MossAudioProcessor.from_pretrained(native_folder)),
         )
+
+
+def test_a_finished_checkpoint_is_not_overwritten(native_folder, uneven, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    options = run_options(native_folder, uneven, tmp_path)
+    with pytest.raises(SystemExit):
+        finetune.parse_arguments(options)
+    said = capsys.readouterr().err
+    assert "holds a checkpoint already (config.json): choose another folder" in said and said.count("\n") < 4
+    assert finetune.parse_arguments([*options, "--resume_from_checkpoint", "true"])
+
+
+def test_an_option_is_written_in_full(native_folder, uneven, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        finetune.parse_arguments([*run_options(native_folder, uneven, tmp_path), "--learning_rat", "1e-4"])
+    assert "there is no --learning_rat" in capsys.readouterr().err
 
 
 def test_every_parameter_belongs_to_one_part(model):
@@ -206,11 +222,18 @@ def still_folder(native_folder, tmp_path_factory):
 
 
 def test_accumulated_steps_and_a_loss_in_chunks_change_nothing(still_folder, uneven, tmp_path):
-    whole = train(still_folder, uneven, tmp_path)
+    whole = train(still_folder, uneven, tmp_path / "whole")
     parts = train(
-        still_folder, uneven, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4, loss_chunk_size=3
+        still_folder,
+        uneven,
+        tmp_path / "parts",
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        loss_chunk_size=3,
     )
-    checkpointed = train(still_folder, uneven, tmp_path, gradient_checkpointing=True, loss_chunk_size=100)
+    checkpointed = train(
+        still_folder, uneven, tmp_path / "checkpointed", gradient_checkpointing=True, loss_chunk_size=100
+    )
     names = ("loss", "grad_norm", "token_accuracy", "loss_a", "loss_b", "token_accuracy_a", "token_accuracy_b")
     for other in (parts, checkpointed):
         for name in names:

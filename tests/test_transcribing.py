@@ -171,6 +171,21 @@ def test_keywords_of_a_file_are_options(pipe, folder, monkeypatch):
     assert done.exit_code == 0 and prompts == [["Qwen", "MOSS Audio"]]
 
 
+def test_an_answer_without_times_is_not_lost(pipe, folder):
+    pipe.listener.answer = lambda words: "No times at all."
+    done = run("transcribe", "in/b.flac", "--format", "srt")
+    assert done.exit_code == 1 and "srt needs times" in done.stderr
+    assert "The answer was: No times at all." in done.stderr and done.stdout == ""
+    done = run("transcribe", "in/b.flac", "--format", "srt,json,txt", "--output", "out")
+    assert done.exit_code == 1 and "1 of 1 recording failed:\n  in/b.flac: b.srt cannot be written" in done.stderr
+    assert (folder / "out" / "b.txt").read_text() == "No times at all.\n" and not (folder / "out" / "b.srt").exists()
+    assert json.loads((folder / "out" / "b.json").read_text())["generated_text"] == "No times at all."
+    pipe.listener.answer = lambda words: "[0.00]Times.[1.00]"
+    done = run("transcribe", "in/b.flac", "--format", "srt,json,txt", "--output", "out")  # what was missing
+    assert done.exit_code == 0 and "Times." in (folder / "out" / "b.srt").read_text()
+    assert (folder / "out" / "b.txt").read_text() == "No times at all.\n"
+
+
 def test_failures_cost_themselves_only(pipe, folder):
     (folder / "in" / "bad.wav").write_text("no sound")
     done = run("transcribe", "in", "--output", "out", "--timestamps", "word")

@@ -39,6 +39,7 @@ def check_data(
     No weights are loaded. The exit status is 1 where something is wrong,
     2 where a file cannot be read at all.
     """
+    from moss_audio.loading import check_checkpoint
     from moss_audio.processing_moss_audio import MossAudioProcessor
 
     from .check import Report, check_file
@@ -46,6 +47,7 @@ def check_data(
     from .data import DataError
 
     try:
+        check_checkpoint(model)
         processor = MossAudioProcessor.from_pretrained(model)
         collator = MossAudioDataCollator(processor, max_length=max_length, system_prompt=system_prompt)
         report = Report()
@@ -72,7 +74,7 @@ def finetune(context: typer.Context):
     try:
         from .finetune import main
     except ImportError as error:  # accelerate, say
-        _fail(ImportError(f"{error}; fine-tuning needs what `pip install moss-audio[train]` brings."))
+        _fail(ImportError(f"{error}; fine-tuning needs `pip install accelerate datasets peft`."))
     main(context.args)
 
 
@@ -101,7 +103,10 @@ def evaluate(
     ] = None,
     metric: Annotated[
         Optional[list[str]],
-        typer.Option(help="TASK=wer|cer|timestamps|exact|times|events, where the default does not fit; repeatable."),
+        typer.Option(
+            help="TASK=METRIC where the default does not fit: wer, cer, timestamps, exact, times or events.",
+            show_default=False,
+        ),
     ] = None,
     limit: Annotated[Optional[int], typer.Option(min=1, help="Measure on the first so many samples.")] = None,
     show_wrong: Annotated[int, typer.Option(min=0, help="List so many wrong answers of each task.")] = 3,
@@ -125,6 +130,8 @@ def evaluate(
     try:
         import_jiwer()
         pairs = [entry.partition("=") for entry in metric or ()]
+        if bare := [task for task, sign, _ in pairs if not sign]:
+            raise ValueError(f"--metric {bare[0]} names no metric; write TASK=METRIC, e.g. {bare[0]}=exact.")
         samples = read_samples(data, {task: name for task, _, name in pairs}, limit)
     except (DataError, OSError, ValueError, ImportError) as error:
         _fail(error)

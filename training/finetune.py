@@ -33,6 +33,7 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from moss_audio.configuration_moss_audio import MossAudioConfig
+from moss_audio.loading import check_checkpoint
 from moss_audio.modeling_moss_audio import MossAudioModel
 from moss_audio.processing_moss_audio import MossAudioProcessor
 
@@ -142,6 +143,7 @@ the most used of Transformers' training arguments:
   --eval_strategy steps, --eval_steps N, --logging_steps 10
   --save_steps 500, --save_total_limit 2, --resume_from_checkpoint true
   --dataloader_num_workers 4, --seed 42, --report_to none
+  --use_cpu true where there is no GPU
   --push_to_hub true, --hub_model_id USER/NAME
 --help_all lists all of them.
 """
@@ -186,6 +188,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         training.resume_from_checkpoint = found if resume.lower() == "true" else None
     elif resume is not None and not os.path.isdir(resume):
         parser.error(f"--resume_from_checkpoint {resume}: there is no such folder")
+    if resume is None and not getattr(training, "overwrite_output_dir", False):
+        _check_output(training.output_dir, parser)
     return model, data, training
 
 
@@ -193,6 +197,8 @@ def _parser(classes: tuple[type, ...]) -> HfArgumentParser:
     return HfArgumentParser(
         classes,
         prog="moss-audio finetune",
+        usage="%(prog)s --model MODEL --train_files FILE … --output_dir DIR [options]",
+        allow_abbrev=False,
         description="Fine-tune a MOSS-Audio checkpoint on recordings and what should be said about them.",
         formatter_class=_HelpFormatter,
     )
@@ -230,6 +236,15 @@ def _check(model: ModelArguments, data: DataArguments, parser: HfArgumentParser)
         parser.error(f"--freeze goes with --stage full: --stage {model.stage} says by itself what learns")
     if model.lora_on_encoder and model.stage != "lora":
         parser.error("--lora_on_encoder goes with --stage lora")
+
+
+def _check_output(folder: str, parser: HfArgumentParser):
+    finished = [name for name in ("config.json", "adapter_config.json") if os.path.exists(os.path.join(folder, name))]
+    if finished:
+        parser.error(
+            f"--output_dir {folder} holds a checkpoint already ({finished[0]}): choose another folder, or go on with it "
+            "by --resume_from_checkpoint true"
+        )
 
 
 def ask_for_like_lengths(training: TrainingArguments):
@@ -367,6 +382,7 @@ def run(model_options: ModelArguments, data_options: DataArguments, training: Tr
     set_seed(training.seed)
     main = training.process_index == 0
     try:
+        check_checkpoint(model_options.model)
         processor = MossAudioProcessor.from_pretrained(model_options.model)
         collator = load_collator(data_options, processor)
         mixture, lengths = without_too_long(load_mixture(data_options), collator, main and not training.disable_tqdm)
@@ -398,6 +414,9 @@ def run(model_options: ModelArguments, data_options: DataArguments, training: Tr
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     save(trainer, model_options)
+    if main:
+        then = "; `moss-audio merge` makes a checkpoint of it" if model_options.stage == "lora" else ""
+        logger.info("%s is complete%s.", training.output_dir, then)
     if training.push_to_hub:
         trainer.push_to_hub()
     return trainer

@@ -86,7 +86,7 @@ def import_jiwer() -> Any:
     try:
         import jiwer
     except ImportError as error:
-        raise ImportError("error rates need jiwer: `pip install jiwer`, or `pip install moss-audio[eval]`.") from error
+        raise ImportError("error rates need jiwer: `pip install jiwer`.") from error
     return jiwer
 
 
