@@ -169,6 +169,9 @@ def chosen_letter(answer: str, options: Optional[Sequence[str]] = None) -> Optio
     """
     letters = "ABCD" if options is None else "".join(chr(ord("A") + index) for index in range(len(options)))
     answer = answer.strip().strip("*`\"' ")
+    listed = set(re.findall(rf"(?<![\w'])([{letters}])(?=[).:\]])", answer))
+    if len(listed) > 1 or re.search(rf"\b[{letters}]\s*(?:/|\bor\b|\band\b|&)\s*[{letters}]\b", answer):
+        return None
     if match := re.match(rf"\W*([{letters}])(?:\W*$|[).:\]]|,\s(?![{letters}]\b)|\s*\n|\s+[-–—]\s)", answer):
         return match.group(1)
     for index, option in enumerate(options or ()):

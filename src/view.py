@@ -23,6 +23,7 @@ import html
 import io
 import math
 import os
+import re
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,7 +105,8 @@ def _described(result: dict[str, Any], duration: float) -> dict[str, Any]:
     return {
         "duration": duration,
         "length": clock(duration),
-        "model": result["model"],
+        "model": _short(result["model"]),
+        "cut_off": bool(result.get("cut_off")),
         "answer": result["generated_text"],
         "reasoning": result["reasoning"],
         "repairs": result["repairs"],
@@ -116,6 +118,12 @@ def _described(result: dict[str, Any], duration: float) -> dict[str, Any]:
         "scored": any(row["confidence"] is not None for row in rows),
         "doubtful": sum(row["doubtful"] for row in rows),
     }
+
+
+def _short(model: Optional[str]) -> Optional[str]:
+    """A checkpoint's name: of a folder the last part, for the others are nobody's business on a page that is passed on."""
+    is_id = model and model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    return model if not model or is_id else re.split(r"[/\\]", model.rstrip("/\\"))[-1]
 
 
 def _lanes(names: list[Optional[str]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

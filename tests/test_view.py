@@ -303,3 +303,19 @@ def test_matplotlib_is_asked_for_by_name(recording, tmp_path):
     )
     output = run_python(code, recording, cwd=tmp_path, blocked=("matplotlib",))
     assert "a page needs matplotlib, which is not installed: `pip install matplotlib jinja2`" in output
+
+
+@pytest.mark.parametrize(
+    "model, shown",
+    [
+        ("OpenMOSS-Team/MOSS-Audio-4B-Instruct", "OpenMOSS-Team/MOSS-Audio-4B-Instruct"),
+        ("/home/someone/tuned/", "tuned"),
+        ("C:\\someone\\tuned", "tuned"),
+    ],
+)
+def test_the_page_says_which_model_and_whether_it_was_cut_off(recording, tmp_path, model, shown):
+    for cut_off in (True, False):
+        result = {"audio": recording.name, "model": model, "generated_text": "Hello.", "cut_off": cut_off}
+        text = write_page(recording, result, tmp_path / "page.html").read_text(encoding="utf-8")
+        assert f"· {shown}" in text and "someone" not in text
+        assert ("the answer was cut off" in text) == cut_off
