@@ -74,7 +74,7 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
         "chat_template.jinja",
     } <= names
     assert not any(name.endswith(".py") for name in names)
-    model = MossAudioModel.from_pretrained(folder)
+    model = MossAudioModel.from_pretrained(folder, dtype="auto")
     assert model.dtype == torch.bfloat16 and MossAudioProcessor.from_pretrained(folder).enable_time_marker
     pipe = pipeline("audio-text-to-text", model=str(folder))
     assert isinstance(pipe(np.zeros(16000, dtype=np.float32), max_new_tokens=3)["generated_text"], str)

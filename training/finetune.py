@@ -186,7 +186,9 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     if resume is not None and resume.lower() in ("true", "false"):
         found = get_last_checkpoint(training.output_dir) if os.path.isdir(training.output_dir) else None
         if resume.lower() == "true" and found is None:
-            logger.warning("%s holds no checkpoint to resume from; training starts at the beginning.", training.output_dir)
+            logger.warning(
+                "%s holds no checkpoint to resume from; training starts at the beginning.", training.output_dir
+            )
         training.resume_from_checkpoint = found if resume.lower() == "true" else None
     elif resume is not None and not os.path.isdir(resume):
         parser.error(f"--resume_from_checkpoint {resume}: there is no such folder")
