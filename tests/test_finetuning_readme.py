@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import soundfile
+from transformers import TrainingArguments
 
 from moss_audio import MossAudioModel, training
 from tests.conftest import CODE_FILES, DATA
@@ -100,7 +101,13 @@ def test_only_flags_of_both_versions_are_used():
         "dataloader_num_workers",
         "save_total_limit",
         "resume_from_checkpoint",
+        "logging_steps",
+        "eval_strategy",
+        "use_cpu",
     }
+    assert common <= set(
+        TrainingArguments.__dataclass_fields__
+    )  # of the installed version; the other's run asks its own
     ours = {*ModelArguments.__dataclass_fields__, *DataArguments.__dataclass_fields__}
     used = set(re.findall(r"--(\w+_\w+|bf16)", FINETUNING)) - {"config_file", "num_processes"}
     assert used <= common | ours
