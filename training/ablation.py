@@ -28,7 +28,7 @@ from moss_audio.training.evaluate import evaluate, read_samples, save
 from moss_audio.training.train_tiny import Settings, train
 
 
-# Name, changes of the settings, and how many of the seeds are trained with them.
+# Name, and what it changes of the settings.
 VARIANTS = {
     "full": {},
     "without DeepStack": {"taps": 0},

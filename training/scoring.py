@@ -102,18 +102,20 @@ def timestamp_score(references: Sequence[str], hypotheses: Sequence[str]) -> Sco
         share of the reference's; `wer`: of the words. A sample is wrong where a word is wrong, a timestamp is not
         matched, or one is further off than 200 ms.
     """
+    pairs = [
+        (parse_transcript(reference), parse_transcript(answer)) for reference, answer in zip(references, hypotheses)
+    ]
     deviations, expected, wrong = [], 0, []
-    for reference, hypothesis in zip(references, hypotheses):
-        known, found = parse_transcript(reference), parse_transcript(hypothesis)
+    for known, found in pairs:
         count = sum(time is not None for segment in known for time in (segment.start, segment.end))
         matched = _matched_deviations(known, found)
         deviations += matched
         expected += count
         late = len(matched) < count or any(deviation > TIME_COLLAR for deviation in matched)
         wrong.append(late or words_of(known.text) != words_of(found.text))
-    texts = [[parse_transcript(text).text for text in side] for side in (references, hypotheses)]
+    words = word_error_rate([known.text for known, _ in pairs], [found.text for _, found in pairs])
     figures = {**_deviation_figures(deviations), "matched": len(deviations) / expected if expected else None}
-    return Score({**figures, **word_error_rate(*texts).figures}, wrong)
+    return Score({**figures, **words.figures}, wrong)
 
 
 def _matched_deviations(reference: Transcript, hypothesis: Transcript) -> list[float]:

@@ -34,6 +34,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 
 
 RATE = 16000  # samples per second
+BLOCK = RATE // 200  # samples of 5 ms
 WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     *("yes", "no", "stop", "go", "left", "right", "up", "down"),
@@ -126,15 +127,19 @@ def speak(word: str, voice: str, words_per_minute: int = 160, pitch: int = 50) -
     return _trimmed(soxr.resample(samples, rate, RATE))
 
 
+def _levels(samples: np.ndarray) -> np.ndarray:
+    """The RMS of every 5 ms, `(samples // 80,)`."""
+    blocks = samples[: len(samples) // BLOCK * BLOCK].reshape(-1, BLOCK)
+    return np.sqrt((blocks**2).mean(axis=1))
+
+
 def _trimmed(samples: np.ndarray) -> np.ndarray:
     """A word without the silence around it, at full level."""
-    hop = RATE // 200
-    blocks = samples[: len(samples) // hop * hop].reshape(-1, hop)
-    level = np.sqrt((blocks**2).mean(axis=1))
+    level = _levels(samples)
     if not level.size or not level.max():
         raise RuntimeError("espeak-ng said nothing; another version of it may lack the voice.")
     loud = np.flatnonzero(level > WORD_FLOOR * level.max())
-    return samples[loud[0] * hop : (loud[-1] + 1) * hop] / level.max()
+    return samples[loud[0] * BLOCK : (loud[-1] + 1) * BLOCK] / level.max()
 
 
 class Vocabulary:
@@ -253,9 +258,7 @@ def coloured_noise(rng: np.random.Generator, count: int, exponent: float) -> np.
 
 def _loudest(samples: np.ndarray) -> np.ndarray:
     """Samples with their loudest 5 ms at an RMS of 1."""
-    hop = RATE // 200
-    blocks = samples[: len(samples) // hop * hop].reshape(-1, hop)
-    return samples / np.sqrt((blocks**2).mean(axis=1).max())
+    return samples / _levels(samples).max()
 
 
 # --------------------------------------------------------------------------------------------------------------- clips
@@ -379,7 +382,7 @@ def _the(label: str) -> str:
 
 
 def _plural(label: str) -> str:
-    return label if label.endswith("s") else f"{label}s"
+    return "click trains" if label == "clicks" else f"{label}s"
 
 
 def _sentence(text: str) -> str:
@@ -428,11 +431,8 @@ def _when(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
         return None
     event, end = _pick(rng, _once(clip)), rng.random() < 0.4
     words = ("end", "stop", "finish") if end else ("start", "begin", "set in")
-    prompt = _pick(rng, ("When does {} {}?", "At what time does {} {}?", "Tell me when {1} {0} {2}."))
-    if "{1}" in prompt:
-        prompt = f"At how many seconds does {_the(event.label)} {_pick(rng, words)}?"
-    else:
-        prompt = prompt.format(_the(event.label), _pick(rng, words))
+    prompt = _pick(rng, ("When does {} {}?", "At what time does {} {}?", "At how many seconds does {} {}?"))
+    prompt = prompt.format(_the(event.label), _pick(rng, words))
     return Question("when", prompt, f"At {event.end if end else event.start:.2f} seconds.")
 
 
@@ -447,7 +447,7 @@ def _count(clip: Clip, rng: np.random.Generator) -> Question:
         return Question("count", prompt, f"{len(there)}.")
     sounds = [label for label in there if label in SOUNDS]
     label = _pick(rng, sounds) if sounds and rng.random() < 0.7 else _pick(rng, SOUNDS)
-    things = "click trains" if label == "clicks" else _plural(label)
+    things = _plural(label)
     prompt = _pick(rng, (f"How many {things} are there?", f"How many {things} can be heard?", f"Count the {things}."))
     return Question("count", prompt, f"{there.count(label)}.")
 
@@ -491,7 +491,7 @@ def _choice(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
     kind = rng.random()
     if kind < 0.25 or not there:
         label = _pick(rng, SOUNDS)
-        question = f"How many {'click trains' if label == 'clicks' else _plural(label)} are there?"
+        question = f"How many {_plural(label)} are there?"
         right, wrong = there.count(label), [0, 1, 2, 3]
         wrong = [number for number in wrong if number != right][:3]
     else:
