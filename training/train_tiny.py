@@ -14,12 +14,15 @@
 """Trains moss-audio-tiny from nothing, by the standard Trainer: `python -m moss_audio.training.train_tiny OUT`.
 
 First the encoder alone, on what the generator knows about every 80 ms; then everything, on questions and answers about
-clips that are made as they are needed. Interrupted, it goes on from its last checkpoint.
+clips that are made as they are needed, short ones first. There the decoder, too, is told what each 80 ms holds: from
+answers alone it learns to talk long before it learns to listen, and wears out the encoder meanwhile. Interrupted, the
+training goes on from its last checkpoint.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -28,9 +31,9 @@ import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from transformers import AddedToken, EvalPrediction, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
 from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor, log_mel
@@ -254,20 +257,26 @@ def join_clips(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 class Conversations(Dataset):
-    """Conversations about clips of a split in the chat layout, made when asked for."""
+    """Conversations about clips of a split in the chat layout, made when asked for; with the clips' events if wanted."""
 
-    def __init__(self, world: TinyWorld, count: int, first: int = 0, most_turns: int = 3):
-        self.world, self.count, self.first, self.most_turns = world, count, first, most_turns
+    def __init__(self, world: TinyWorld, count: int, first: int = 0, most_turns: int = 3, with_events: bool = False):
+        self.world, self.count, self.first = world, count, first
+        self.most_turns, self.with_events = most_turns, with_events
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         clip = self.world[self.first + index]
-        return {"messages": messages({"audio": clip.waveform}, self._turns(index, clip))}
+        heard = {"events": clip.events} if self.with_events else {}
+        return {"messages": messages({"audio": clip.waveform}, self._turns(index, clip)), **heard}
 
     def _turns(self, index: int, clip: Clip) -> list[Question]:
         return turns(clip, self.world.generator(self.first + index, 1), self.most_turns)
+
+    def seconds(self, index: int) -> float:
+        """Length of a clip in seconds, without making it."""
+        return self.world.seconds(self.first + index)
 
     def length(self, index: int, tokenizer: PreTrainedTokenizerFast) -> int:
         """Length of a conversation in tokens, all but a constant; without making its clip."""
@@ -277,13 +286,42 @@ class Conversations(Dataset):
         return round(clip.seconds * TOKENS_PER_SECOND) + sum(map(len, text)) + 9 * len(asked)
 
 
-class TinyTrainer(Trainer):
-    """The standard Trainer, with conversations of like length in a batch, though they are not yet made."""
+class ListeningCollator(MossAudioDataCollator):
+    """
+    The collator, which labels more than the answers where a sample has its `events`: at each audio token, the last token
+    of what is to be heard in the 80 ms that follow, or a line break. So the decoder has what it hears at hand as tokens.
+    """
 
-    def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> Sampler:
-        tokenizer = self.data_collator.processor.tokenizer
+    def __init__(self, processor: MossAudioProcessor):
+        super().__init__(processor, extra_keys=("events",))
+        tokenize = processor.tokenizer
+        self._tokens = torch.tensor([tokenize(text)["input_ids"][-1] for text in ("\n", *(f" {x}" for x in LABELS))])
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """As the parent's; `labels` has the tokens beside the answers."""
+        batch = super().__call__(samples)
+        for events, ids, labels in zip(batch.pop("extras")["events"], batch["input_ids"], batch["labels"]):
+            if events is not None:
+                audio = ids == self.processor.audio_token_id
+                labels[audio] = self._tokens[torch.from_numpy(frame_labels(events, int(audio.sum()))[:, 0])]
+        return batch
+
+
+class TinyTrainer(Trainer):
+    """The standard Trainer, with conversations of like length in a batch, though they are not yet made; short ones first."""
+
+    short_steps: int = 0
+
+    def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> list[int]:
+        tokenizer, size = self.data_collator.processor.tokenizer, self.args.train_batch_size
         lengths = [self.train_dataset.length(index, tokenizer) for index in range(len(self.train_dataset))]
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
+        shortest = sorted(range(len(lengths)), key=self.train_dataset.seconds)[: len(lengths) // 3]
+        short = set(sorted(shortest)[: self.short_steps * size])
+        order, random = [], torch.Generator().manual_seed(self.args.seed)
+        for part in (sorted(short), [index for index in range(len(lengths)) if index not in short]):
+            grouped = get_length_grouped_indices([lengths[index] for index in part], size, generator=random)
+            order += [part[position] for position in grouped]
+        return order
 
 
 @dataclass
@@ -294,7 +332,9 @@ class Settings:
     steps: int = 3000
     batch_size: int = 32
     learning_rate: float = 1e-3
-    encoder_learning_rate: float = 1e-3
+    encoder_learning_rate: float = 1e-3  # while it learns alone
+    encoder_share: float = 0.1  # of the learning rate, once all learn together
+    short_steps: int = 300  # steps on short clips, with which the second stage begins
     warmup_steps: int = 100
     weight_decay: float = 0.01
     clips: int = 100_000  # different ones for the encoder alone
@@ -364,6 +404,17 @@ def train_encoder(settings: Settings, folder: Path, world: TinyWorld, dev: TinyW
     return model.encoder.state_dict()
 
 
+def make_optimizer(model: MossAudioModel, settings: Settings) -> torch.optim.Optimizer:
+    """AdamW with a lower learning rate for the encoder, which has learned already."""
+    encoder = set(model.audio_encoder.parameters())
+    rest = [parameter for parameter in model.parameters() if parameter not in encoder]
+    groups = [
+        {"params": rest, "lr": settings.learning_rate},
+        {"params": list(model.audio_encoder.parameters()), "lr": settings.encoder_share * settings.learning_rate},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+
+
 def train_everything(
     settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld, encoder: dict[str, torch.Tensor]
 ) -> Path:
@@ -375,13 +426,16 @@ def train_everything(
     processor.enable_time_marker = settings.time_markers
     model = make_model(processor, settings.taps)
     model.audio_encoder.load_state_dict(encoder)
+    count = settings.steps * settings.batch_size
     trainer = TinyTrainer(
         model=model,
         args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
-        train_dataset=Conversations(world, settings.steps * settings.batch_size, first=settings.clips),
+        train_dataset=Conversations(world, count, first=settings.clips, with_events=True),
         eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
-        data_collator=MossAudioDataCollator(processor),
+        data_collator=ListeningCollator(processor),
+        optimizers=(make_optimizer(model, settings), None),
     )
+    trainer.short_steps = settings.short_steps
     run(trainer)
     save_without_code(model.to(torch.bfloat16), processor, folder / "moss-audio-tiny")
     return folder / "moss-audio-tiny"
