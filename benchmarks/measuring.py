@@ -39,7 +39,7 @@ from moss_audio import __version__
 class Report:
     """
     What a benchmark found: `rows` under `header` (strings and numbers), and the sentences that go below, among them the
-    ratio with its target. `device` and `versions` are filled in.
+    ratio with its target. `device` and `versions` are filled in; `versions` may name more packages that a number depends on.
     """
 
     header: list[str]
@@ -188,13 +188,29 @@ def _resident_peak(reset: bool = False) -> float:
     return float(peak if sys.platform == "darwin" else 1024 * peak)
 
 
-def make_parser(name: str, description: Optional[str]) -> argparse.ArgumentParser:
-    """The options of every benchmark: `--device`, `--rounds`, `--seed` and `--json`."""
+def largest_difference(ours: torch.Tensor, theirs: torch.Tensor, allowed: float) -> float:
+    """
+    The largest difference of numbers that two ways must agree on.
+
+    Raises:
+        ValueError: where it is beyond `allowed`, or the shapes differ: then a wrong answer would be measured.
+    """
+    if ours.shape != theirs.shape:
+        raise ValueError(f"the two ways give shapes {tuple(ours.shape)} and {tuple(theirs.shape)}; they must agree.")
+    difference = float((ours.double().cpu() - theirs.double().cpu()).abs().max())
+    if not difference <= allowed:
+        raise ValueError(f"the two ways differ by {difference:.3g}; they must agree to {allowed:g}.")
+    return difference
+
+
+def make_parser(name: str, description: Optional[str], rounds: Optional[int] = 5) -> argparse.ArgumentParser:
+    """The options of every benchmark: `--device`, `--rounds` (not where `rounds` is None), `--seed` and `--json`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m moss_audio.benchmarks.{name}", description=(description or "").split("\n\n")[0]
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each way runs; default: 5")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"how often each way runs; default: {rounds}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the result there")
     return parser
@@ -202,7 +218,7 @@ def make_parser(name: str, description: Optional[str]) -> argparse.ArgumentParse
 
 def publish(report: Report, options: argparse.Namespace):
     """Prints the table; writes the JSON file if one is wanted."""
-    report.device, report.versions = device_name(options.device), versions()
+    report.device, report.versions = device_name(options.device), {**versions(), **report.versions}
     print(report.markdown())
     if options.json:
         options.json.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
