@@ -20,22 +20,19 @@ Both train the same decoder of about 0.1 G parameters (random weights) on clips 
 whatever else the machine does slows down both.
 """
 
-import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
-from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
-import transformers
 
-from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor, __version__
+from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor
 from moss_audio.conversion.scaffold import scaffold
 from moss_audio.training import MossAudioDataCollator
+
+from .measuring import Report, against_target, make_parser, publish, ratios, wait
 
 
 PADDED = 8192  # tokens
@@ -88,17 +85,16 @@ def step(model: MossAudioModel, optimizer: torch.optim.Optimizer, collate: Any, 
     """Seconds that a training step takes, the collator's work included."""
     start = time.perf_counter()
     batch = {name: tensor.to(device) for name, tensor in collate(samples).items()}
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
         loss = model(**batch, use_cache=False).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    wait(device)
     return time.perf_counter() - start
 
 
-def measure(processor: MossAudioProcessor, batches: int, alone: int, seed: int, device: str) -> dict[str, Any]:
+def measure(processor: MossAudioProcessor, batches: int, alone: int, seed: int, device: str) -> Report:
     """Samples per second of both ways, each over its own steps, taken in turn after a short one that does not count."""
     ids = {name: getattr(processor, name) for name in ("audio_token_id", "audio_start_id", "audio_end_id")}
     model = make_model(ids, seed).to(device)
@@ -115,67 +111,36 @@ def measure(processor: MossAudioProcessor, batches: int, alone: int, seed: int, 
             if number < steps:
                 chosen = samples[size * number : size * (number + 1)]
                 seconds[name].append(step(model, optimizer, collate, chosen, device))
-    rows = []
-    for name, (_, size, _) in ways.items():
-        median = statistics.median(seconds[name])
-        rows.append(
-            {
-                "way": name,
-                "steps": len(seconds[name]),
-                "seconds_per_step": median,
-                "samples_per_second": size / median,
-            }
-        )
-    return {
-        "rows": rows,
-        "ratio": rows[0]["samples_per_second"] / rows[1]["samples_per_second"],
-        "decoder_parameters": sum(parameter.numel() for parameter in model.language_model.parameters())
-        + model.lm_head.weight.numel(),
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {
-            "moss_audio": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    # A step of 8 samples against 8 steps of one: samples a second, from neighbouring steps.
+    batched, single = seconds.values()
+    faster = ratios([8 * each for each in single], batched)
+    parameters = sum(parameter.numel() for parameter in model.language_model.parameters())
+    return Report(
+        header=["", "steps", "seconds a step", "samples a second"],
+        rows=[[name, len(seconds[name]), medians[name], size / medians[name]] for name, (_, size, _) in ways.items()],
+        notes=[
+            against_target("Times as many samples a second", faster, "at least 10", faster["median"] >= 10),
+            f"The decoder has {(parameters + model.lm_head.weight.numel()) / 1e9:.2f} G parameters.",
+        ],
+        values={
+            "ratio": faster,
+            "seconds": seconds,
+            "decoder_parameters": parameters + model.lm_head.weight.numel(),
         },
-    }
-
-
-def as_markdown(result: dict[str, Any]) -> str:
-    lines = ["| | steps | seconds a step | samples a second |", "| --- | --- | --- | --- |"]
-    for row in result["rows"]:
-        lines.append(
-            f"| {row['way']} | {row['steps']} | {row['seconds_per_step']:.2f} | {row['samples_per_second']:.3f} |"
-        )
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    lines += [
-        "",
-        f"{result['ratio']:.1f} times as many samples a second (target: at least 10).",
-        f"{result['device']}; {versions}.",
-    ]
-    return "\n".join(lines)
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m moss_audio.benchmarks.finetuning", description=__doc__.split("\n\n")[0]
     )
+
+
+def main(arguments: Optional[list[str]] = None):
+    parser = make_parser("finetuning", __doc__, rounds=None)
     parser.add_argument("--batches", type=int, default=5, help="steps with 8 samples")
     parser.add_argument("--alone", type=int, default=3, help=f"steps with one sample padded to {PADDED} tokens")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the result there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         scaffold(f"{folder}/tiny", "tiny")  # for its tokenizer of single bytes
         processor = MossAudioProcessor.from_pretrained(f"{folder}/tiny")
     processor.max_position_embeddings = PADDED
-    result = measure(processor, options.batches, options.alone, options.seed, options.device)
-    print(as_markdown(result))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    publish(measure(processor, options.batches, options.alone, options.seed, options.device), options)
 
 
 if __name__ == "__main__":

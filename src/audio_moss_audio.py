@@ -22,6 +22,7 @@ import binascii
 import contextlib
 import importlib
 import io
+import math
 import os
 import re
 import shutil
@@ -124,7 +125,7 @@ def _finite(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
     """The blocks, refused where a sample is no finite number."""
     done = 0
     for block in blocks:
-        if block.numel() and not torch.isfinite(block).all():
+        if block.numel() and not all(map(math.isfinite, torch.stack(torch.aminmax(block)).tolist())):
             bad = int((~torch.isfinite(block)).nonzero()[0])
             raise ValueError(
                 f"the audio has a sample that is {float(block[bad])}, at {done + bad}; all must be finite numbers."
@@ -175,8 +176,13 @@ def _to_mono(source: Any) -> torch.Tensor:
     channels = samples if samples.shape[0] <= samples.shape[1] else samples.T
     if not channels.shape[0]:
         return torch.zeros(0)
+    return _mix(channels)
+
+
+def _mix(channels: torch.Tensor) -> torch.Tensor:
+    """The mean of `(channels, samples)`, float32; one by one, so that a long recording is not copied in full."""
     mono = _to_float(channels[0]).clone()
-    for channel in channels[1:]:  # one by one: a long recording is not copied in full
+    for channel in channels[1:]:
         mono += _to_float(channel)
     return mono.div_(channels.shape[0])
 
@@ -217,9 +223,9 @@ def _open_recording(source: Any, target_rate: int) -> tuple[int, Iterator[torch.
             with file:
                 # Frames as long as their hop are plain blocks. They are mixed to mono one by one, so that a long
                 # recording is never held in full; here, because librosa's own mixing refuses samples that are not finite.
-                for block in librosa.stream(file, block_length=256, frame_length=2048, hop_length=2048, mono=False):
-                    mono = block if block.ndim == 1 else block.mean(axis=0)
-                    yield torch.from_numpy(np.ascontiguousarray(mono))
+                for block in librosa.stream(file, block_length=64, frame_length=2048, hop_length=2048, mono=False):
+                    samples = torch.from_numpy(block)
+                    yield samples if samples.ndim == 1 else _mix(samples)
         except (soundfile.LibsndfileError, RuntimeError) as error:
             raise ValueError(f"{name} cannot be read as sound to its end ({error}).") from error
 

@@ -135,7 +135,7 @@ class MossAudioEncoderConfig(PretrainedConfig):
         n_window (`int`, *optional*, defaults to 200):
             Half the length of a window in frames. `2 * n_window` must be a multiple of 8.
         conv_chunksize (`int`, *optional*, defaults to 64):
-            Number of windows that go through the encoder at once: it bounds the memory, not the result.
+            Number of windows that go through the layers at once: it bounds the memory, not the result.
         deepstack_encoder_layer_indexes (`list[int]`, *optional*, defaults to `[8, 16, 24]`):
             The taps: layers (counted from 0) whose outputs go to the decoder besides the last one's.
         initializer_range (`float`, *optional*, defaults to 0.02):

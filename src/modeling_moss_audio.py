@@ -55,6 +55,7 @@ from .generation_moss_audio import RELEASED_THINKING_TOKEN_IDS, ThinkingBudgetLo
 
 
 FLOAT16_MARGIN = 1000  # float16 activations are kept this far below the largest finite value
+STEM_WINDOWS = 16  # go through the convolutions at once, whose first output takes 12 MB a window in bfloat16
 END_OF_TURN_ID, PADDING_ID = 151645, 151643  # `<|im_end|>` and `<|endoftext|>` of the released tokenizer
 
 
@@ -377,35 +378,36 @@ class MossAudioEncoder(MossAudioPreTrainedModel):
         order = sorted(range(len(windows)), key=lambda index: -windows[index].frames)
         full = sum(window.frames == config.window_frames for window in windows)
         starts = [*range(0, full, config.conv_chunksize), *range(full, len(windows), config.conv_chunksize)]
-        groups = []
-        for start, end in zip(starts, [*starts[1:], len(windows)]):
-            group = [windows[index] for index in order[start:end]]
-            groups.append(self._encode(audio_data, group, output_attentions, output_hidden_states, **kwargs))
+        groups = [[windows[index] for index in order[start:end]] for start, end in zip(starts, [*starts[1:], None])]
+        # Nothing is larger than what the convolutions make: they are done with before the outputs of groups pile up.
+        stems = [self._stem(audio_data, group) for group in groups]
+        encoded = [
+            self._encode(stems.pop(0), group, output_attentions, output_hidden_states, **kwargs) for group in groups
+        ]
 
         restore = _restoring_index([frames_to_tokens(windows[index].frames) for index in order], order)
         restore = None if restore is None else torch.tensor(restore, device=audio_data.device)
 
         def pack(name: str) -> tuple[torch.Tensor, ...]:
-            layers = [torch.cat(parts) for parts in zip(*(group[name] for group in groups))]
+            layers = [torch.cat(parts) for parts in zip(*(group[name] for group in encoded))]
             return tuple(layer if restore is None else layer.to(restore.device)[restore] for layer in layers)
 
         return MossAudioEncoderOutput(
             last_hidden_state=pack("last_hidden_state")[0],
             deepstack_hidden_states=pack("deepstack_hidden_states"),
             hidden_states=pack("hidden_states") if output_hidden_states else None,
-            attentions=self._pack_attentions(groups, order) if output_attentions else None,
+            attentions=self._pack_attentions(encoded, order) if output_attentions else None,
         )
 
     def _encode(
         self,
-        audio_data: torch.Tensor,
+        hidden_states: torch.Tensor,  # (windows, tokens, d_model), as the stem makes them
         group: list[Window],
         output_attentions: bool,
         output_hidden_states: bool,
         **kwargs,
     ) -> dict[str, tuple[torch.Tensor, ...]]:
-        """Runs windows through stem and layers; hidden states come back without padding, `(tokens, width)`."""
-        hidden_states = self._stem(audio_data, group)  # (windows, tokens, d_model)
+        """Runs windows through the layers; hidden states come back without padding, `(tokens, width)`."""
         tokens = [frames_to_tokens(window.frames) for window in group]
         attention_mask = keep = None
         if min(tokens) < max(tokens):
@@ -440,25 +442,34 @@ class MossAudioEncoder(MossAudioPreTrainedModel):
     def _stem(self, audio_data: torch.Tensor, group: list[Window]) -> torch.Tensor:
         """Convolutions, projection and positions: `(clips, mels, frames)` to `(windows, tokens, d_model)`."""
         longest = max(window.stem_frames for window in group)
-        pieces = []
-        for window in group:
+        parts = [group[start : start + STEM_WINDOWS] for start in range(0, len(group), STEM_WINDOWS)]
+        hidden_states = torch.cat([self.stem_proj(self._convolve(audio_data, part, longest)) for part in parts])
+        positions = sinusoidal_positions(hidden_states.shape[1], self.config.d_model, hidden_states.device)
+        return hidden_states + positions.to(hidden_states.dtype)
+
+    def _convolve(self, audio_data: torch.Tensor, windows: list[Window], longest: int) -> torch.Tensor:
+        """Windows padded to `longest` frames through the convolutions: `(windows, tokens, channels * mels)`."""
+        weight = self.conv1.weight
+        hidden_states = audio_data.new_zeros(len(windows), 1, audio_data.shape[1], longest, dtype=weight.dtype)
+        for row, window in zip(hidden_states, windows):
             piece = audio_data[window.clip, :, window.start : window.start + window.frames]
-            pieces.append(nn.functional.pad(piece, (0, longest - window.frames)))
-        hidden_states = torch.stack(pieces)[:, None].to(self.conv1.weight.dtype)
+            row[0, :, : window.frames] = piece
         if hidden_states.device.type != "mps":  # half the time in bfloat16, and the convolutions keep the layout
             hidden_states = hidden_states.to(memory_format=torch.channels_last)
-        lengths = [window.stem_frames for window in group]
+        lengths = [window.stem_frames for window in windows]
         for conv in (self.conv1, self.conv2, self.conv3):
-            if min(lengths) < max(lengths):
+            if min(lengths) < hidden_states.shape[-1]:
                 # A convolution must see zeros beyond a window's end, as it would if the window were alone.
                 ends = torch.tensor(lengths, device=hidden_states.device)[:, None]
                 beyond = torch.arange(hidden_states.shape[-1], device=hidden_states.device) >= ends
                 hidden_states = hidden_states.masked_fill(beyond[:, None, None], 0)
-            hidden_states = nn.functional.gelu(conv(hidden_states))  # (windows, channels, mels, frames)
+            hidden_states = conv(hidden_states)  # (windows, channels, mels, frames)
+            if torch.is_grad_enabled():
+                hidden_states = nn.functional.gelu(hidden_states)
+            else:  # in place: a copy of the first one would double the peak of memory
+                hidden_states = torch.ops.aten.gelu_(hidden_states)
             lengths = [(length + 1) // 2 for length in lengths]
-        hidden_states = self.stem_proj(hidden_states.permute(0, 3, 1, 2).flatten(2))  # (windows, tokens, d_model)
-        positions = sinusoidal_positions(hidden_states.shape[1], self.config.d_model, hidden_states.device)
-        return hidden_states + positions.to(hidden_states.dtype)
+        return hidden_states.permute(0, 3, 1, 2).flatten(2)
 
     def _attention_mask(self, valid: torch.Tensor, dtype: torch.dtype) -> Union[torch.Tensor, BlockMask]:
         """`valid` (windows, tokens) in the form that the attention implementation reads."""

@@ -284,9 +284,9 @@ def test_what_stands_behind_a_clips_end_does_not_matter(mixed_batch, model):
     assert torch.equal(model.get_audio_features(audio, lengths).pooler_output, expected)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5])
+@pytest.mark.parametrize("chunk, stem", [(1, 16), (2, 1), (5, 2), (5, 16)])
 @torch.no_grad()
-def test_the_encoder_works_through_groups_of_windows(chunk, mixed_batch, model, monkeypatch):
+def test_the_encoder_works_through_groups_of_windows(chunk, stem, mixed_batch, model, monkeypatch):
     audio = (mixed_batch["audio_data"], mixed_batch["audio_data_seqlens"])
     expected = model.get_audio_features(*audio).pooler_output
     sizes, encode = [], model.audio_encoder._encode
@@ -296,8 +296,18 @@ def test_the_encoder_works_through_groups_of_windows(chunk, mixed_batch, model, 
         lambda data, group, *args, **kw: sizes.append(len(group)) or encode(data, group, *args, **kw),
     )
     monkeypatch.setattr(model.audio_encoder.config, "conv_chunksize", chunk)
+    monkeypatch.setattr("moss_audio.modeling_moss_audio.STEM_WINDOWS", stem)
     torch.testing.assert_close(model.get_audio_features(*audio).pooler_output, expected, **EXACT)
     assert max(sizes) <= chunk and sum(sizes) == len(cut_into_windows(audio[1].tolist(), 400))
+
+
+def test_the_encoder_gives_the_same_with_and_without_gradients(mixed_batch, model):
+    audio = (mixed_batch["audio_data"], mixed_batch["audio_data_seqlens"])
+    kept = model.audio_encoder(*audio)
+    assert kept.last_hidden_state.requires_grad
+    with torch.no_grad():
+        alone = model.audio_encoder(*audio)
+    assert torch.equal(alone.last_hidden_state, kept.last_hidden_state)
 
 
 def test_windows():
