@@ -17,10 +17,11 @@ Speed does not depend on the weights. They are drawn in place and in their dtype
 than it will have.
 """
 
+import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -102,6 +103,29 @@ def prompts(
             "positions; take a shorter one."
         )
     return inputs
+
+
+def attempt(function: Callable[[], Any], what: str, notes: list[str]) -> Any:
+    """
+    The function's result, or where it fails a few words for a cell of a table: one part that does not fit, or needs a package
+    that is not there, must not cost the others. `notes` gets what happened.
+    """
+    try:
+        return function()
+    except Exception as error:
+        cell = _failure(error)
+        reason = " ".join(str(error).split())
+        notes.append(f"{what}: {cell} ({type(error).__name__}: {reason[:300]}).")
+    gc.collect()  # the error is gone, and with it what its frames held
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return cell
+
+
+def _failure(error: Exception) -> str:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return "out of memory"
+    return "package missing" if isinstance(error, ImportError) else "failed"
 
 
 # ------------------------------------------------------------------------------------------------------------ generation
