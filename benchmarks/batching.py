@@ -28,7 +28,7 @@ import torch
 from transformers import pipeline
 
 from .measuring import Report, against_target, make_parser, publish, ratios, take_turns
-from .models import DTYPES, QUESTION, make_config, make_model, make_processor, noise
+from .models import DTYPES, QUESTION, make_config, make_model, make_processor, sound
 
 
 TARGETS = {"cpu": 3.0, "cuda": 8.0}
@@ -55,7 +55,7 @@ def measure(
     processor = make_processor(size)
     model = make_model(make_config(size), dtype, device, seed)
     pipe = pipeline("audio-text-to-text", model=model, processor=processor, device=device)
-    sounds = [noise(seconds, seed + clip) for clip in range(clips)]
+    sounds = [sound(seconds, seed + clip) for clip in range(clips)]
     sizes = {"one by one": 1, f"a batch of {clips}": clips}
     single, batch = sizes
     texts: dict[str, list[str]] = {}
@@ -84,7 +84,7 @@ def measure(
         ),
         f"In {str(dtype).removeprefix('torch.')} {sum(share == 1 for share in shares)} of {clips} answers are the same, and "
         f"{statistics.mean(shares):.0%} of the text before they part; in float32 the first {checked} tokens of all are.",
-        f"Size {size}, {clips} clips of {seconds:g} s, {tokens} tokens each.",
+        f"Size {size}, {clips} clips of {seconds:g} s, {tokens} tokens each; {len(set(texts[single]))} different answers.",
     ]
     return Report(
         ["way", "seconds", "tokens a second", "seconds a clip"], rows, notes, {"ratio": ratio, "same": shares}

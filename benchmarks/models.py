@@ -64,7 +64,10 @@ def make_processor(size: str) -> MossAudioProcessor:
 
 
 def make_model(config: MossAudioConfig, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> MossAudioModel:
-    """A model with normal weights of standard deviation 0.02, norms of 1 and biases of 0, ready to answer."""
+    """
+    A model with norms of 1, biases of 0, and normal weights so large that activations keep their size, as in a trained
+    one: with those that training begins with, all clips would get the same answer.
+    """
     with torch.device("meta"):
         model = MossAudioModel(config)
     model = model.to(dtype).to_empty(device=device).eval()
@@ -72,7 +75,7 @@ def make_model(config: MossAudioConfig, dtype: torch.dtype, device: str = "cpu",
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0, 0.02, generator=generator)
+                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
             else:
                 parameter.fill_(float(name.endswith("norm.weight")))
     restore_rope(model, device)
@@ -85,16 +88,20 @@ def restore_rope(model: Any, device: str):
     decoder.rotary_emb = type(decoder.rotary_emb)(config=decoder.config).to(device)
 
 
-def noise(seconds: float, seed: int) -> np.ndarray:
-    """A clip, float32 at 16 kHz."""
-    return (0.1 * np.random.default_rng(seed).standard_normal(round(16000 * seconds))).astype(np.float32)
+def sound(seconds: float, seed: int) -> np.ndarray:
+    """A clip, float32 at 16 kHz: tones of a quarter of a second in noise, others for every seed."""
+    random = np.random.default_rng(seed)
+    time = np.arange(round(16000 * seconds)) / 16000
+    tones = np.exp(random.uniform(np.log(100), np.log(6000), int(4 * seconds) + 1))[(4 * time).astype(int)]
+    clip = 0.3 * np.sin(2 * np.pi * tones * time) + 0.01 * random.standard_normal(len(time))
+    return clip.astype(np.float32)
 
 
 def prompts(
     processor: MossAudioProcessor, model: MossAudioModel, seconds: Sequence[float], seed: int
 ) -> Mapping[str, torch.Tensor]:
     """The model's inputs for a question about a clip of each length, on its device."""
-    clips = [noise(each, seed + row) for row, each in enumerate(seconds)]
+    clips = [sound(each, seed + row) for row, each in enumerate(seconds)]
     inputs = processor(text=[QUESTION] * len(clips), audio=clips).to(model.device)
     positions = decoder_positions(model.config.language_config)
     if inputs["input_ids"].shape[1] > positions:
@@ -125,6 +132,8 @@ def attempt(function: Callable[[], Any], what: str, notes: list[str]) -> Any:
 def _failure(error: Exception) -> str:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return "out of memory"
+    if isinstance(error, NotImplementedError):
+        return "not on this device"
     return "package missing" if isinstance(error, ImportError) else "failed"
 
 
@@ -190,18 +199,20 @@ def cache_options(cache: str, device: str, backend: str = "inductor") -> dict[st
     return {"cache_implementation": "static", "compile_config": compiled}
 
 
-def decoding_seconds(
-    model: Any, inputs: Mapping[str, Any], steps: int, cache: str, rounds: int = 1, warm: int = 1, **options
-) -> float:
-    """Seconds of a decoding step inside `generate`, the median of `rounds` generations after `warm` others."""
-    device = model.device.type
+def decode(
+    model: Any, inputs: Mapping[str, Any], steps: int, cache: str, rounds: int = 1, warm: int = 1
+) -> tuple[float, torch.Tensor]:
+    """
+    Seconds of a decoding step inside `generate`, the median of `rounds` generations after `warm` others; and the tokens,
+    `(rows, steps)`, the one that the prompt gives and those of all steps but the last.
+    """
     medians = []
     for number in range(warm + rounds):
         clock = StepClock()
-        generate(model, inputs, steps + 1, clock, **cache_options(cache, device, **options))
+        ids = generate(model, inputs, steps + 1, clock, **cache_options(cache, model.device.type))
         if number >= warm:
             medians.append(clock.median())
-    return statistics.median(medians)
+    return statistics.median(medians), ids[:, :-1]
 
 
 # ---------------------------------------------------------------------------------------------------------- quantization

@@ -36,7 +36,7 @@ from moss_audio.training.evaluate import evaluate, read_samples
 from .measuring import Report, Seconds, make_parser, publish, ratios, take_turns
 from .models import (
     attempt,
-    decoding_seconds,
+    decode,
     make_config,
     make_model,
     make_processor,
@@ -60,7 +60,7 @@ FIGURES = ("wer", "cer", "accuracy", "event_f1", "aas_ms", "matched")
 
 
 def make_variant(kind: str, size: str, device: str, seed: int) -> MossAudioModel:
-    """The decoder of a size, with the same random weights in every kind."""
+    """The decoder of a size with random weights, the same ones in all kinds but float32."""
     model = make_model(make_config(size, small_encoder=True), PLAIN.get(kind, PLAIN[BASE]), device, seed)
     if kind not in PLAIN:
         quantize(model, torchao_config(kind, device))
@@ -85,14 +85,14 @@ def measure_speed(
                 continue
             inputs = prompts(processor, model, [seconds], seed)
 
-            def decode(model=model, inputs=inputs, cache=cache) -> Seconds:
-                return Seconds(decoding_seconds(model, inputs, steps, cache, warm=0))
+            def step(model=model, inputs=inputs, cache=cache) -> Seconds:
+                return Seconds(decode(model, inputs, steps, cache, warm=0)[0])
 
-            first = attempt(decode, f"{WORDS[kind]}, {cache}", notes)  # what does not work fails here
+            first = attempt(step, f"{WORDS[kind]}, {cache}", notes)  # what does not work fails here
             if isinstance(first, str):
                 failed[kind, cache] = first
             else:
-                ways[kind, cache] = decode
+                ways[kind, cache] = step
     taken = take_turns({f"{kind} {cache}": way for (kind, cache), way in ways.items()}, rounds, device, warm=0)
     rows, found = [], {}
     for cache in caches:
