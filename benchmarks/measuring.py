@@ -97,6 +97,10 @@ def wait(device: str):
         torch.cuda.synchronize()
 
 
+class Seconds(float):
+    """What a way returns where only a part of it counts: the seconds of that part."""
+
+
 def take_turns(
     ways: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu", warm: int = 1
 ) -> dict[str, list[float]]:
@@ -104,6 +108,7 @@ def take_turns(
     Runs every way once a round, in an order that turns around from round to round.
 
     Args:
+        ways: functions by name. One that returns [`Seconds`] says itself how long it took.
         warm: rounds before those that count.
 
     Returns:
@@ -115,10 +120,11 @@ def take_turns(
             gc.collect()
             wait(device)
             start = time.perf_counter()
-            ways[name]()
+            result = ways[name]()
             wait(device)
+            elapsed = time.perf_counter() - start
             if number >= warm:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(float(result) if isinstance(result, Seconds) else elapsed)
     return seconds
 
 
@@ -136,16 +142,30 @@ def against_target(what: str, ratio: dict[str, float], target: str, met: bool) -
     )
 
 
+@dataclass
+class Cost:
+    """What a function needed in a process of its own: time, memory above what was there before; and its result."""
+
+    seconds: float
+    megabytes: float  # of 10⁶ bytes
+    result: Any
+
+
 def peak_megabytes(function: Callable[..., Any], *arguments: Any, device: str = "cpu") -> float:
+    """The memory that [`cost`] finds, in MB."""
+    return cost(function, *arguments, device=device, keep_result=False).megabytes
+
+
+def cost(function: Callable[..., Any], *arguments: Any, device: str = "cpu", keep_result: bool = True) -> Cost:
     """
-    The peak of memory that `function(*arguments)` needs above what was there before, in MB (10⁶ bytes).
+    What `function(*arguments)` needs: seconds, and the peak of memory above what was there before.
 
     `function` is importable; it is called with the arguments in a process of its own, where it prepares what does not
-    count and returns the function without arguments that does.
+    count and returns the function without arguments that does. That one's result is sent here: keep it small.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_peak, args=(sender, function, arguments, device))
+    process = context.Process(target=_measure, args=(sender, function, arguments, device, keep_result))
     process.start()
     sender.close()
     try:
@@ -156,19 +176,21 @@ def peak_megabytes(function: Callable[..., Any], *arguments: Any, device: str = 
         process.join()
 
 
-def _measure_peak(sender: Any, function: Callable[..., Any], arguments: tuple, device: str):
+def _measure(sender: Any, function: Callable[..., Any], arguments: tuple, device: str, keep_result: bool):
     counted = function(*arguments)
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        counted()
-        sender.send((torch.cuda.max_memory_allocated() - before) / 1e6)
     else:
         before = _resident_peak(reset=True)
-        counted()
-        sender.send((_resident_peak() - before) / 1e6)
+    start = time.perf_counter()
+    result = counted()
+    wait(device)
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else _resident_peak()
+    sender.send(Cost(seconds, (peak - before) / 1e6, result if keep_result else None))
 
 
 def _resident_peak(reset: bool = False) -> float:

@@ -50,6 +50,7 @@ class Size(str, Enum):
     """Shapes that `scaffold` knows."""
 
     tiny = "tiny"
+    b06 = "0.6b"
     b4 = "4b"
     b8 = "8b"
 

@@ -68,6 +68,17 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         },
         96,
     ),
+    "0.6b": (
+        RELEASED_ENCODER,
+        {
+            **RELEASED_8B_DECODER,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+        },
+        8192,
+    ),
     "4b": (RELEASED_ENCODER, {**RELEASED_8B_DECODER, "hidden_size": 2560, "intermediate_size": 9728}, 8192),
     "8b": (RELEASED_ENCODER, RELEASED_8B_DECODER, 8192),
 }
@@ -104,7 +115,8 @@ def scaffold(
 
     Args:
         target: the folder to make.
-        size: "tiny" (0.4 M parameters), "4b" or "8b".
+        size: "tiny" (0.4 M parameters), "0.6b" (the released encoder with a decoder of Qwen3-0.6B's sizes: 1.4 G), "4b"
+            or "8b".
         seed: of the weights. Seed, size and dtype decide them, however they are cut into files.
         dtype: "bfloat16" as the released checkpoints, "float16" or "float32".
         tokenizer: folder with a Qwen3 tokenizer. By default one is made up that writes single bytes, with the released
@@ -128,19 +140,18 @@ def scaffold(
         return path
     check_target(path, overwrite)
     made_up = files is None and size == "tiny"
-    ids = _small_ids() if made_up else AudioIds()
     config = released_config(size, dtype, None if made_up else RELEASED_VOCAB_SIZE)
     if files is not None:
-        files.name_audio_tokens(ids)  # refuses a tokenizer that does not fit; the files are copied as they are
+        files.name_audio_tokens(AudioIds())  # refuses a tokenizer that does not fit; the files are copied as they are
     parsed = parse_config(config)
     shards = written_shards(new_entries(parsed, tensor_manifest(parsed), {}, TYPES[dtype], seed), limit)
     check_space(path, sum(shard.space for shard in shards))
     with building(path, job) as work:
         write_json(work / CONFIG, config)
-        _write_processor_config(work, ids)
         if files is None:
-            write_byte_tokenizer(work, 256 if made_up else FIRST_ADDED_ID)
+            write_processor(work, size)
         else:
+            _write_processor_config(work, AudioIds())
             _copy_tokenizer(files.folder, work)
         write_json(work / GENERATION_CONFIG, {"do_sample": False, **TokenizerFiles(work).ends})
         write_text(work / LICENSE_FILE, license_text())
@@ -200,6 +211,13 @@ def released_config(size: str, dtype: str, vocab_size: Optional[int] = None) -> 
         "tie_word_embeddings": False,
         "transformers_version": "4.57.1",
     }
+
+
+def write_processor(folder: Path, size: str):
+    """The files of a processor for a size, around a made-up tokenizer that writes single bytes."""
+    tiny = size == "tiny"
+    _write_processor_config(folder, _small_ids() if tiny else AudioIds())
+    write_byte_tokenizer(folder, 256 if tiny else FIRST_ADDED_ID)
 
 
 def _write_processor_config(folder: Path, ids: AudioIds):

@@ -325,7 +325,7 @@ def test_the_made_up_tokenizer_of_the_large_sizes_has_the_released_ids(tmp_path,
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"size": "2b"}, "`size` '2b' is none of tiny, 4b, 8b"),
+        ({"size": "2b"}, "`size` '2b' is none of tiny, 0.6b, 4b, 8b"),
         ({"dtype": "int4"}, "`dtype` 'int4'"),
         ({"seed": -1}, "`seed` -1"),
         ({"max_shard_size": "x"}, "`max_shard_size` 'x'"),
