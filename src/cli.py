@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command line: `moss-audio ask`, `transcribe`, `caption`, `view` and the commands of `moss_audio.conversion` and
+"""The command line: `moss-audio ask`, `transcribe`, `caption`, `view`, `demo` and the commands of `moss_audio.conversion` and
 `moss_audio.training`, also as `python -m moss_audio`.
 
 Answers go to standard output in the order of the recordings; progress, warnings and failures go to standard error. The
@@ -353,6 +353,20 @@ def view(
         print(f"moss-audio: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     print(page)
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        Optional[str], typer.Option(help="Another checkpoint than the small one.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+):
+    """Ask the small checkpoint about the demo clips, and show what is really in them."""
+    from .checkpoints import TINY
+    from .checkpoints.demo import run
+
+    print(run(load_pipeline(model or TINY, device, "auto")))
 
 
 conversion_commands.register(app)

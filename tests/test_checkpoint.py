@@ -1,0 +1,166 @@
+"""The checkpoint that ships with the package: it hears what is there, whatever the company, dtype and Transformers."""
+
+import json
+import re
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+from typer.testing import CliRunner
+
+from moss_audio import AudioTextToTextPipeline, MossAudioModel, MossAudioProcessor, parse_transcript
+from moss_audio.checkpoints import TINY
+from moss_audio.checkpoints.demo import read_clips
+from moss_audio.cli import app
+from moss_audio.training.tiny_world import (
+    NO_SPEECH,
+    RATE,
+    TIMESTAMPS,
+    coloured_noise,
+    transcript,
+    words_of,
+)
+from tests.conftest import run_python
+
+
+CLIPS = read_clips()
+PATHS = [str(path) for path, _ in CLIPS]
+CLOSE = 0.1  # seconds that a timestamp of these clips may be off
+
+
+def waveform(path: Path) -> np.ndarray:
+    with wave.open(str(path)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / 32768
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipeline("audio-text-to-text", model=TINY, dtype=torch.float32)
+
+
+def texts(results) -> list[str]:
+    return [result["generated_text"] for result in results]
+
+
+def deviations(answer: str, clip, shift: float = 0.0) -> list[float]:
+    """Seconds by which the starts and ends in an answer are off; it must have the clip's words."""
+    segments, events = parse_transcript(answer), words_of(clip)
+    assert [segment.text for segment in segments] == [event.label for event in events], answer
+    pairs = [(s.start, e.start) for s, e in zip(segments, events)] + [(s.end, e.end) for s, e in zip(segments, events)]
+    return [abs(said - shift - is_there) for said, is_there in pairs]
+
+
+def test_the_folder_holds_data_alone_and_is_small():
+    files = list(Path(TINY).iterdir())
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "chat_template.jinja"} <= {
+        path.name for path in files
+    }
+    assert not any(path.suffix == ".py" for path in files)
+    assert sum(path.stat().st_size for path in files) <= 16e6
+    assert not re.search(r"auto_map|custom_pipelines", Path(TINY, "config.json").read_text(encoding="utf-8"))
+
+
+def test_it_has_every_part():
+    model = MossAudioModel.from_pretrained(TINY, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert (
+        len(model.deepstack_audio_merger_list) == len(model.config.audio_config.deepstack_encoder_layer_indexes) == 3
+    )
+    processor = MossAudioProcessor.from_pretrained(TINY)
+    assert processor.enable_time_marker
+    assert processor.tokenizer.tokenize("[10.52]") == ["[", "1", "0", ".", "5", "2", "]"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_transcribes_the_clips(dtype):
+    pipe = pipeline("audio-text-to-text", model=TINY, dtype=dtype)
+    assert texts(pipe(PATHS, text="Transcribe the audio.")) == [transcript(clip) for _, clip in CLIPS]
+    for (_, clip), answer in zip(CLIPS, texts(pipe(PATHS, text=TIMESTAMPS[0]))):
+        assert max(deviations(answer, clip)) < CLOSE
+
+
+def test_a_batch_gives_what_its_members_give_alone(pipe):
+    sounds = [waveform(path) for path, _ in CLIPS]
+    clips = [*sounds, sounds[0][: 3 * RATE], sounds[1][2 * RATE : 5 * RATE], np.zeros(2 * RATE, dtype=np.float32)]
+    questions = [TIMESTAMPS[0], "Describe this audio.", "How many words are spoken? Think first.", "Is there speech?"]
+    inputs = [{"audio": clip, "text": question} for clip in clips for question in questions]
+    alone = [pipe(one, max_new_tokens=128) for one in inputs]
+    assert pipe(inputs, batch_size=len(inputs), max_new_tokens=128) == alone
+    assert len(set(texts(alone))) > len(clips)
+
+
+def test_without_time_markers_the_times_are_worse():
+    model = MossAudioModel.from_pretrained(TINY, dtype=torch.float32).eval()
+    means = []
+    for markers in (True, False):
+        processor = MossAudioProcessor.from_pretrained(TINY, enable_time_marker=markers)
+        pipe = AudioTextToTextPipeline(model=model, processor=processor)
+        answers = texts(pipe(PATHS, text=TIMESTAMPS[0], max_new_tokens=128))
+        each = []
+        for answer, (_, clip) in zip(answers, CLIPS):
+            said = [time for segment in parse_transcript(answer) for time in (segment.start, segment.end)]
+            there = [time for event in words_of(clip) for time in (event.start, event.end)]
+            each += [min((abs(time - one) for one in said if one is not None), default=clip.seconds) for time in there]
+        means.append(np.mean(each))
+    assert means[1] > 2 * means[0]
+
+
+@pytest.mark.parametrize("seconds", [2.5, 7.0])
+def test_silence_and_noise_are_no_words(pipe, seconds):
+    random = np.random.default_rng(0)
+    count = int(seconds * RATE)
+    quiet = [np.zeros(count, dtype=np.float32)]
+    quiet += [0.02 * coloured_noise(random, count, np.float32(exponent)) for exponent in (0, 0.5, 1)]
+    assert texts(pipe(quiet, text="Transcribe the audio.")) == [NO_SPEECH] * 4
+    assert texts(pipe(quiet, text=TIMESTAMPS[0])) == [NO_SPEECH] * 4
+    assert texts(pipe(quiet, text="Is there speech?")) == ["No."] * 4
+
+
+def test_thinking_lists_the_events(pipe):
+    for path, clip in CLIPS:
+        result = pipe(str(path), text="How many words are spoken? Think first.", max_new_tokens=256)
+        assert result["generated_text"] == f"{len(words_of(clip))}."
+        assert [line.split(": ")[1] for line in result["reasoning"].splitlines()] == [e.label for e in clip.events]
+
+
+def test_saved_and_loaded_it_answers_the_same_without_the_package(pipe, tmp_path):
+    model = MossAudioModel.from_pretrained(TINY, dtype="auto")
+    model.save_pretrained(tmp_path / "saved")
+    MossAudioProcessor.from_pretrained(TINY).save_pretrained(tmp_path / "saved")
+    np.save(tmp_path / "clip.npy", waveform(CLIPS[0][0]))
+    code = f"""
+import json
+import numpy as np, torch
+from transformers import pipeline
+pipe = pipeline("audio-text-to-text", model="saved", trust_remote_code=True, dtype=torch.float32, device="cpu")
+print("RESULT" + json.dumps(pipe(np.load("clip.npy"), text={TIMESTAMPS[0]!r})["generated_text"]))
+"""
+    output = run_python(code, cwd=tmp_path, blocked=["moss_audio"])
+    assert json.loads(output.split("RESULT")[1]) == pipe(PATHS[0], text=TIMESTAMPS[0])["generated_text"]
+
+
+def test_a_long_recording_has_no_seams(pipe):
+    """Four clips in a row, cut by the pipeline where it likes: no word is lost, doubled or out of place."""
+    order = [CLIPS[index % len(CLIPS)] for index in range(4)]
+    sound = np.concatenate([waveform(path) for path, _ in order])
+    result = pipe(sound, task="transcribe", return_timestamps="sentence", chunk_length_s=10, batch_size=4)
+    expected, shift = [], 0.0
+    for _, clip in order:
+        expected += [(event.label, event.start + shift, event.end + shift) for event in words_of(clip)]
+        shift += clip.seconds
+    assert [segment["text"] for segment in result["segments"]] == [label for label, *_ in expected]
+    for segment, (_, start, end) in zip(result["segments"], expected):
+        assert abs(segment["start"] - start) < CLOSE and abs(segment["end"] - end) < CLOSE
+
+
+def test_the_demo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["demo"])
+    assert done.exit_code == 0, done.output
+    for path, clip in CLIPS:
+        assert path.name in done.output and f"    {transcript(clip)}\n" in done.output
+    wrong = [block for block in done.output.split("\n\n") if "in the clip:" in block]
+    assert all(re.search(r"timestamp|When", block.strip().splitlines()[0]) for block in wrong), wrong  # by hundredths
