@@ -12,7 +12,15 @@ import moss_audio
 from moss_audio import MossAudioModel, MossAudioProcessor
 from moss_audio.training import train_tiny
 from moss_audio.training.tiny_world import LABELS, Event
-from moss_audio.training.train_tiny import IGNORED, Settings, frame_labels, make_model, make_processor, train
+from moss_audio.training.train_tiny import (
+    IGNORED,
+    ListeningCollator,
+    Settings,
+    frame_labels,
+    make_model,
+    make_processor,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,88 @@ def test_frame_labels():
     assert labels[49, 1:].tolist() == [3, 9, 2, *[IGNORED] * 3]  # it ends in the next window
     assert labels[50, 1:].tolist() == [*[IGNORED] * 3, 0, 2, 1]  # it began in the one before
     assert (labels[labels[:, 0] == 0][:, 1:] == IGNORED).all()
+
+
+def test_the_decoder_is_told_what_it_hears(made):
+    """Beside the answers, each audio token is labelled with what is heard in the next 80 ms."""
+    clip = train_tiny.Clip(
+        np.zeros(2 * 16000, dtype=np.float32), [Event(0.40, 0.80, "seven"), Event(1.0, 1.2, "noise burst")]
+    )
+    chat = [
+        {"role": "user", "content": [{"type": "audio", "audio": clip.waveform}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+    ]
+    collate = ListeningCollator(made)
+    batch = collate([{"messages": chat, "events": clip.events}, {"messages": chat}])
+    assert set(batch) == {
+        "input_ids",
+        "attention_mask",
+        "labels",
+        "audio_data",
+        "audio_data_seqlens",
+    }  # one is not told
+    alone = collate([{"messages": chat, "events": clip.events}])["frame_labels"]
+    assert torch.equal(alone, torch.from_numpy(frame_labels(clip.events, 25)))
+    audio = batch["input_ids"] == made.audio_token_id
+    told = made.tokenizer.convert_ids_to_tokens(batch["labels"][0][audio[0]].tolist())
+    assert told == ["Ċ"] * 5 + ["Ġseven"] * 5 + ["Ċ"] * 2 + ["Ġburst"] * 3 + ["Ċ"] * 10
+    assert (batch["labels"][1][audio[1]] == IGNORED).all()
+    assert torch.equal(batch["labels"][0][~audio[0]], batch["labels"][1][~audio[1]])
+    assert made.tokenizer.decode(batch["labels"][1][batch["labels"][1] >= 0]) == "Yes.<|im_end|>"
+
+
+def test_short_clips_come_first_and_each_comes_once(made, tmp_path):
+    data = train_tiny.Conversations(train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary()), 96)
+    settings = Settings(batch_size=8, workers=0)
+    model = make_model(made)
+    model.heads = train_tiny.Heads(256)
+    trainer = train_tiny.TinyTrainer(
+        model=model,
+        args=train_tiny.training_arguments(settings, tmp_path, 12, 1e-3),
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=ListeningCollator(made),
+        optimizers=(train_tiny.make_optimizer(model, settings), None),
+        short_steps=3,
+    )
+    order = trainer._get_train_sampler()
+    assert sorted(order) == list(range(96))
+    seconds = [data.seconds(index) for index in order]
+    assert max(seconds[:24]) <= sorted(seconds)[31] and max(seconds[24:]) > 11
+    assert seconds == [pytest.approx(data.world.outline(index).seconds, abs=1e-4) for index in order]
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-3, pytest.approx(3e-4)]
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_the_heads_count_beside_the_answers(made, tmp_path):
+    """And teach the adapter, where there are frame labels."""
+    data = train_tiny.Conversations(
+        train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary()), 2, most_turns=1, with_events=True
+    )
+    settings = Settings(workers=0)
+    model = make_model(made)
+    model.heads = train_tiny.Heads(256)
+    collate = ListeningCollator(made)
+    trainer = train_tiny.TinyTrainer(
+        model=model,
+        args=train_tiny.training_arguments(settings, tmp_path, 12, 1e-3),
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=collate,
+        optimizers=(train_tiny.make_optimizer(model, settings), None),
+    )
+    batch = collate([data[0], data[1]])
+    answers = model(**{name: value for name, value in batch.items() if name != "frame_labels"}).loss
+    with torch.no_grad():
+        features = model.get_audio_features(batch["audio_data"], batch["audio_data_seqlens"]).pooler_output
+        heard, logits = model.heads(features, batch["frame_labels"])
+    assert logits.shape == (len(batch["frame_labels"]), 1 + len(LABELS)) and heard > 1
+    loss = trainer.compute_loss(model, dict(batch))
+    torch.testing.assert_close(loss, answers + heard)
+    loss.backward()
+    assert model.heads.linear.weight.grad.abs().sum() > 0
+    batch.pop("frame_labels")
+    torch.testing.assert_close(trainer.compute_loss(model, batch), answers)
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")

@@ -19,6 +19,7 @@ measures them on a data file of `tiny_world`. Interrupted, it goes on with what 
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any, Optional
@@ -53,20 +54,30 @@ def measure(checkpoint: Path, data: Path, limit: Optional[int]) -> dict[str, Any
     return evaluate(pipe, read_samples(data, limit=limit), batch_size=32, max_new_tokens=200)
 
 
-def run(folder: Path, data: Path, settings: dict[str, Any], seeds: list[int], limit: Optional[int]) -> dict[str, list]:
-    """Trains and measures every variant with every seed; returns the tasks of each, by variant."""
-    results: dict[str, list] = {}
-    for seed in seeds:
-        for variant, changes in VARIANTS.items():
-            home = folder / f"{variant.replace(' ', '-')}-{seed}"
-            kept = home / "results.json"
-            if not kept.exists():
-                first = folder / f"full-{seed}" / "encoder.pt"  # the variants of a seed share their encoder
-                encoder = first if variant != "full" else None
-                checkpoint = train(Settings(**{**settings, **changes, "seed": seed}), home, encoder)
-                save(measure(checkpoint, data, limit), kept)
-            report = json.loads(kept.read_text(encoding="utf-8"))
-            results.setdefault(variant, []).append(report["tasks"])
+def run(
+    folder: Path, data: Path, settings: dict[str, Any], seeds: list[int], limit: Optional[int], encoder: Optional[Path]
+) -> dict[str, list]:
+    """
+    Trains and measures every variant with the first seed, then the full model with the others, then all that is left.
+
+    Args:
+        encoder: weights of a taught encoder for all of them; by default each seed teaches one of its own.
+
+    Returns:
+        The tasks of each run, by variant. The table and the picture are written after each, as far as they go.
+    """
+    results: dict[str, list] = {variant: [] for variant in VARIANTS}
+    for variant, seed in sorted(product(VARIANTS, seeds), key=lambda one: (one[1] != seeds[0], one[0] != "full")):
+        home = folder / f"{variant.replace(' ', '-')}-{seed}"
+        kept = home / "results.json"
+        if not kept.exists():
+            own = folder / f"full-{seed}" / "encoder.pt"  # the variants of a seed share their encoder
+            taught = encoder or (own if variant != "full" else None)
+            checkpoint = train(Settings(**{**settings, **VARIANTS[variant], "seed": seed}), home, taught)
+            save(measure(checkpoint, data, limit), kept)
+        results[variant].append(json.loads(kept.read_text(encoding="utf-8"))["tasks"])
+        (folder / "ablation.md").write_text(table(results) + "\n", encoding="utf-8")
+        draw(results, folder / "ablation.png")
     return results
 
 
@@ -77,6 +88,8 @@ def table(results: dict[str, list]) -> str:
         "| --- |" + " ---: |" * len(FIGURES),
     ]
     for variant, runs in results.items():
+        if not runs:
+            continue
         cells = []
         for task, figure, _, form in FIGURES:
             values = [tasks[task][figure] for tasks in runs]
@@ -95,7 +108,7 @@ def draw(results: dict[str, list], path: Path):
 
     figure, axes = pyplot.subplots(2, len(FIGURES) // 2, figsize=(11, 5), layout="constrained")
     for axis, (task, name, title, _) in zip(axes.flat, FIGURES):
-        for index, (variant, runs) in enumerate(results.items()):
+        for index, (variant, runs) in enumerate((variant, runs) for variant, runs in results.items() if runs):
             values = [tasks[task][name] for tasks in runs]
             axis.bar(index, mean(values), color=f"C{index}", alpha=0.6, label=variant)
             axis.plot([index] * len(values), values, "k.", markersize=5)
@@ -115,13 +128,12 @@ def main(arguments: Optional[list[str]] = None):
     parser.add_argument("--encoder-steps", type=int, default=Settings.encoder_steps)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    parser.add_argument("--short-steps", type=int, default=Settings.short_steps)
+    parser.add_argument("--encoder", type=Path, help="an `encoder.pt` of train_tiny for all, instead of one a seed")
     options = parser.parse_args(arguments)
-    settings = {name: getattr(options, name) for name in ("encoder_steps", "steps", "batch_size")}
-    results = run(options.folder, options.data, settings, options.seeds, options.limit)
-    text = table(results)
-    (options.folder / "ablation.md").write_text(text + "\n", encoding="utf-8")
-    draw(results, options.folder / "ablation.png")
-    print(text)
+    settings = {name: getattr(options, name) for name in ("encoder_steps", "steps", "batch_size", "short_steps")}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    print(table(run(options.folder, options.data, settings, options.seeds, options.limit, options.encoder)))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor, log_mel
 from moss_audio.configuration_moss_audio import TOKENS_PER_SECOND, frames_to_tokens
-from moss_audio.modeling_moss_audio import MossAudioEncoder
 from moss_audio.training import MossAudioDataCollator
 from moss_audio.training.tiny_world import (
     LABELS,
@@ -207,24 +206,37 @@ def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) ->
     return labels
 
 
-class EncoderWithHeads(nn.Module):
-    """The encoder with linear heads that are thrown away afterwards."""
+class Heads(nn.Module):
+    """Linear heads that read the labels of `frame_labels` from what the adapter hands on; thrown away afterwards."""
 
-    def __init__(self, encoder: MossAudioEncoder):
+    def __init__(self, width: int):
         super().__init__()
-        self.encoder = encoder
         self.sizes = (1 + len(LABELS), *DIGITS, *DIGITS)
-        self.head = nn.Linear(encoder.config.output_dim, sum(self.sizes))
+        self.linear = nn.Linear(width, sum(self.sizes))
 
-    def forward(self, audio_data: torch.Tensor, audio_data_seqlens: torch.Tensor, labels: torch.Tensor, **kwargs):
-        """`labels` (all tokens of all clips, 7), see `frame_labels`; returns the loss and the logits of the labels."""
-        states = self.encoder(audio_data, audio_data_seqlens).last_hidden_state
-        parts = self.head(states).float().split(self.sizes, dim=-1)
+    def forward(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`states` (tokens, width) and `labels` (tokens, 7): the loss, and the logits of what is heard."""
+        parts = self.linear(states.to(self.linear.weight.dtype)).float().split(self.sizes, dim=-1)
         losses = [
             nn.functional.cross_entropy(part, target, reduction="sum") / (target != IGNORED).sum().clamp(min=1)
             for part, target in zip(parts, labels.unbind(1))
         ]
-        return {"loss": losses[0] + 0.25 * sum(losses[1:]), "logits": parts[0]}
+        return losses[0] + 0.25 * sum(losses[1:]), parts[0]
+
+
+class Ear(nn.Module):
+    """The part of a model that listens, encoder and adapter, with heads."""
+
+    def __init__(self, model: MossAudioModel):
+        super().__init__()
+        self.audio_encoder, self.audio_adapter = model.audio_encoder, model.audio_adapter
+        self.heads = Heads(model.config.language_config.hidden_size)
+
+    def forward(self, audio_data: torch.Tensor, audio_data_seqlens: torch.Tensor, labels: torch.Tensor, **kwargs):
+        """`labels` are those of all tokens of all clips, `(tokens, 7)`; returns the loss and the logits."""
+        states = self.audio_encoder(audio_data, audio_data_seqlens).last_hidden_state
+        loss, logits = self.heads(self.audio_adapter(states), labels)
+        return {"loss": loss, "logits": logits}
 
 
 class Clips(Dataset):
@@ -244,7 +256,7 @@ class Clips(Dataset):
 
 
 def join_clips(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A batch for [`EncoderWithHeads`]."""
+    """A batch for [`Ear`]."""
     lengths = [row["features"].shape[1] for row in rows]
     features = torch.zeros(len(rows), rows[0]["features"].shape[0], max(lengths))
     for row, target, length in zip(rows, features, lengths):
@@ -288,8 +300,9 @@ class Conversations(Dataset):
 
 class ListeningCollator(MossAudioDataCollator):
     """
-    The collator, which labels more than the answers where a sample has its `events`: at each audio token, the last token
-    of what is to be heard in the 80 ms that follow, or a line break. So the decoder has what it hears at hand as tokens.
+    The collator, which labels more than the answers where samples have their `events`: at each audio token, the last
+    token of what is to be heard in the 80 ms that follow, or a line break. So the decoder has what it hears at hand as
+    tokens. `frame_labels` are those of all audio tokens, for the heads.
     """
 
     def __init__(self, processor: MossAudioProcessor):
@@ -298,19 +311,42 @@ class ListeningCollator(MossAudioDataCollator):
         self._tokens = torch.tensor([tokenize(text)["input_ids"][-1] for text in ("\n", *(f" {x}" for x in LABELS))])
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """As the parent's; `labels` has the tokens beside the answers."""
+        """As the parent's; with the tokens in `labels`, and `frame_labels` `(tokens of all clips, 7)`."""
         batch = super().__call__(samples)
+        heard = []
         for events, ids, labels in zip(batch.pop("extras")["events"], batch["input_ids"], batch["labels"]):
             if events is not None:
                 audio = ids == self.processor.audio_token_id
-                labels[audio] = self._tokens[torch.from_numpy(frame_labels(events, int(audio.sum()))[:, 0])]
-        return batch
+                heard.append(torch.from_numpy(frame_labels(events, int(audio.sum()))))
+                labels[audio] = self._tokens[heard[-1][:, 0]]
+        return {**batch, "frame_labels": torch.cat(heard)} if len(heard) == len(samples) else batch
 
 
 class TinyTrainer(Trainer):
-    """The standard Trainer, with conversations of like length in a batch, though they are not yet made; short ones first."""
+    """
+    The standard Trainer, for a model with `heads`: what they read from the adapter counts beside the answers. Otherwise the
+    adapter soon says the same of everything, because a decoder that cannot listen yet takes sound for a disturbance.
 
-    short_steps: int = 0
+    Conversations of like length share a batch, though they are not yet made; those about short clips come first.
+    """
+
+    def __init__(self, *args, short_steps: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.short_steps = short_steps
+        self._adapted: Optional[torch.Tensor] = None
+        self.model.audio_adapter.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: tuple, output: torch.Tensor):
+        self._adapted = output
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs):
+        """The loss on the answers, and that of the heads where there are frame labels."""
+        labels = inputs.pop("frame_labels", None)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if labels is not None:
+            loss = loss + self.model.heads(self._adapted, labels)[0]
+        self._adapted = None
+        return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> list[int]:
         tokenizer, size = self.data_collator.processor.tokenizer, self.args.train_batch_size
@@ -333,7 +369,7 @@ class Settings:
     batch_size: int = 32
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 1e-3  # while it learns alone
-    encoder_share: float = 0.1  # of the learning rate, once all learn together
+    encoder_share: float = 0.3  # of the learning rate, for what was taught before, once all learn together
     short_steps: int = 300  # steps on short clips, with which the second stage begins
     warmup_steps: int = 100
     weight_decay: float = 0.01
@@ -383,16 +419,17 @@ def frame_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"frame_accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids[:, 0]).mean())}
 
 
-def train_encoder(settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld) -> dict[str, torch.Tensor]:
-    """Teaches a new encoder what each 80 ms holds; returns its weights, and keeps them in `folder/encoder.pt`."""
+def train_encoder(
+    settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Teaches a new ear what each 80 ms holds; returns the weights of its parts, and keeps them in `folder/encoder.pt`."""
     kept = folder / "encoder.pt"
     if kept.exists():
         return torch.load(kept, weights_only=True)
     set_seed(settings.seed)
-    config = MossAudioConfig(**SIZES).audio_config
-    model = EncoderWithHeads(MossAudioEncoder(config))
+    ear = Ear(make_model(make_processor()))
     trainer = Trainer(
-        model=model,
+        model=ear,
         args=training_arguments(settings, folder / "encoder", settings.encoder_steps, settings.encoder_learning_rate),
         train_dataset=Clips(world, settings.clips),
         eval_dataset=Clips(dev, settings.dev_clips),
@@ -400,23 +437,24 @@ def train_encoder(settings: Settings, folder: Path, world: TinyWorld, dev: TinyW
         compute_metrics=frame_accuracy,
     )
     run(trainer)
-    torch.save(model.encoder.state_dict(), kept)
-    return model.encoder.state_dict()
+    weights = {name: part.state_dict() for name, part in ear.named_children()}
+    torch.save(weights, kept)
+    return weights
 
 
 def make_optimizer(model: MossAudioModel, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW with a lower learning rate for the encoder, which has learned already."""
-    encoder = set(model.audio_encoder.parameters())
-    rest = [parameter for parameter in model.parameters() if parameter not in encoder]
+    """AdamW with a lower learning rate for encoder, adapter and heads, which have learned already."""
+    taught = [*model.audio_encoder.parameters(), *model.audio_adapter.parameters(), *model.heads.parameters()]
+    known = set(taught)
     groups = [
-        {"params": rest, "lr": settings.learning_rate},
-        {"params": list(model.audio_encoder.parameters()), "lr": settings.encoder_share * settings.learning_rate},
+        {"params": [one for one in model.parameters() if one not in known], "lr": settings.learning_rate},
+        {"params": taught, "lr": settings.encoder_share * settings.learning_rate},
     ]
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
 
 
 def train_everything(
-    settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld, encoder: dict[str, torch.Tensor]
+    settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld, taught: dict[str, dict[str, torch.Tensor]]
 ) -> Path:
     """Trains all parts on conversations; returns the folder that holds the bfloat16 checkpoint."""
     set_seed(settings.seed)
@@ -425,7 +463,9 @@ def train_everything(
     processor = MossAudioProcessor.from_pretrained(folder / "processor")
     processor.enable_time_marker = settings.time_markers
     model = make_model(processor, settings.taps)
-    model.audio_encoder.load_state_dict(encoder)
+    model.heads = Heads(model.config.language_config.hidden_size)
+    for name, weights in taught.items():
+        model.get_submodule(name).load_state_dict(weights)
     count = settings.steps * settings.batch_size
     trainer = TinyTrainer(
         model=model,
@@ -434,9 +474,10 @@ def train_everything(
         eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
         data_collator=ListeningCollator(processor),
         optimizers=(make_optimizer(model, settings), None),
+        short_steps=settings.short_steps,
     )
-    trainer.short_steps = settings.short_steps
     run(trainer)
+    del model.heads
     save_without_code(model.to(torch.bfloat16), processor, folder / "moss-audio-tiny")
     return folder / "moss-audio-tiny"
 
@@ -471,7 +512,7 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
 
     Args:
         folder: where settings, logs, checkpoints and the result go.
-        encoder: weights of an encoder that was taught already; by default one is taught now.
+        encoder: an `encoder.pt` of another run; by default encoder and adapter are taught now.
 
     Returns:
         The folder of the checkpoint, in bfloat16 and without code.

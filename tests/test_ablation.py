@@ -1,0 +1,68 @@
+"""The ablation's order, table and picture; the trainings are stood in for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moss_audio.training import ablation
+from moss_audio.training.train_tiny import Settings
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Which runs were trained, with which encoder; each result follows from its settings."""
+    runs = []
+
+    def train(settings: Settings, folder: Path, encoder=None) -> Path:
+        folder.mkdir(parents=True)
+        runs.append((folder.name, encoder and encoder.as_posix()))
+        (folder / "settings.json").write_text(json.dumps([settings.taps, settings.time_markers, settings.seed]))
+        return folder
+
+    def measure(checkpoint: Path, data: Path, limit) -> dict:
+        taps, markers, seed = json.loads((checkpoint / "settings.json").read_text())
+        worse = 2.0 ** ((taps == 0) + 2 * (not markers)) + 0.5 * seed
+        tasks: dict = {}
+        for task, figure, *_ in ablation.FIGURES:
+            tasks.setdefault(task, {})[figure] = worse / 100 if figure != "aas_ms" else 10 * worse
+        return {"tasks": tasks}
+
+    monkeypatch.setattr(ablation, "train", train)
+    monkeypatch.setattr(ablation, "measure", measure)
+    monkeypatch.setattr(ablation, "save", lambda report, path: path.write_text(json.dumps(report)))
+    return runs
+
+
+def test_the_table(trained, tmp_path):
+    ablation.main([str(tmp_path), "--data", "test.jsonl", "--seeds", "0", "1"])
+    shared = [(tmp_path / f"full-{seed}" / "encoder.pt").as_posix() for seed in (0, 1)]
+    assert trained == [
+        ("full-0", None),
+        ("without-DeepStack-0", shared[0]),
+        ("without-time-markers-0", shared[0]),
+        ("full-1", None),
+        ("without-DeepStack-1", shared[1]),
+        ("without-time-markers-1", shared[1]),
+    ]
+    lines = (tmp_path / "ablation.md").read_text().splitlines()
+    assert lines[2].startswith("| full | 1.25% (1.00% to 1.50%) | 12 ms (10 ms to 15 ms) |")
+    assert lines[3].startswith("| without DeepStack | 2.25% (2.00% to 2.50%) |")
+    assert lines[4].startswith("| without time markers | 4.25% (4.00% to 4.50%) |")
+    assert (tmp_path / "ablation.png").stat().st_size > 10_000
+
+
+def test_an_interrupted_one_goes_on_and_shows_what_is_there(trained, tmp_path, monkeypatch):
+    measure = ablation.measure
+    monkeypatch.setattr(ablation, "measure", lambda *a: measure(*a) if len(trained) < 3 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ablation.main([str(tmp_path), "--data", "test.jsonl", "--encoder", "taught.pt"])
+    assert len((tmp_path / "ablation.md").read_text().splitlines()) == 4  # two of the three
+    trained.clear()
+    (tmp_path / "without-time-markers-0" / "settings.json").unlink()
+    (tmp_path / "without-time-markers-0").rmdir()
+    monkeypatch.setattr(ablation, "measure", measure)
+    ablation.main([str(tmp_path), "--data", "test.jsonl", "--encoder", "taught.pt"])
+    assert [name for name, _ in trained][:2] == ["without-time-markers-0", "full-1"]
+    assert {encoder for _, encoder in trained} == {"taught.pt"}
+    assert len((tmp_path / "ablation.md").read_text().splitlines()) == 5
