@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moss_audio import MossAudioModel
-from moss_audio.benchmarks import encoder_floor, encoder_length, finetuning, log_mel, measuring, mp3_inputs
+from moss_audio.benchmarks import encoder_floor, encoder_length, finetuning, log_mel, measuring, mp3_inputs, parsing
 from moss_audio.configuration_moss_audio import frames_to_tokens
 
 
@@ -177,3 +177,10 @@ def test_fine_tuning(reported, monkeypatch):
     assert [rows for rows, _ in lengths] == [1, 8, 1, 8] and lengths[2][1] == 1024 > lengths[1][1]
     assert set(result["values"]["ratio"]) == {"median", "lowest", "highest"}
     assert "target: at least 10, " in result["notes"][0]
+
+
+def test_parsing(reported):
+    result, _ = reported(parsing.main, "--characters", 400, "--rounds", 2)
+    assert [row[0] for row in result["rows"]] == [f"`{piece!r}`" for piece in parsing.PIECES]
+    assert set(result["values"]["times_as_long"]) == set(parsing.PIECES)
+    assert "target: at most 2.5, " in result["notes"][0]

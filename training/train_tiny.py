@@ -108,6 +108,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=[name for name in SPECIAL_TOKENS if name not in ("<|endoftext|>", "<|im_end|>")],
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
         model_max_length=SIZES["language_config"]["max_position_embeddings"],
     )
     fast.add_tokens([AddedToken(name, special=False, normalized=False) for name in PLAIN_TOKENS])
