@@ -22,7 +22,7 @@ from typing import Any, Optional
 from moss_audio import parse_transcript
 from moss_audio.transcripts_moss_audio import parse_json
 
-from .measuring import Report, make_parser, publish, ratios, take_turns
+from .measuring import Report, make_parser, publish, ratios, take_turns, verdict
 
 
 # Well-formed segments, and what tempts a parser to start over: openings without an end.
@@ -47,12 +47,12 @@ def measure(characters: int, rounds: int, pieces: tuple[str, ...] = PIECES) -> R
         milliseconds = [1000 * sorted(times[name])[rounds // 2] for name in ("short", "long")]
         rows.append([f"`{piece!r}`", *milliseconds, found[piece]["median"]])
     worst = max(found, key=lambda piece: found[piece]["median"])
-    met = found[worst]["median"] <= TARGET
-    note = f"At most {found[worst]['median']:.3g} times the time for twice the text ({worst!r}; target: at most {TARGET}, "
+    times_as_long = found[worst]["median"]
+    met = verdict(f"at most {TARGET}", times_as_long <= TARGET)
     return Report(
         header=["made of", f"{characters:,} characters, ms", "twice as many, ms", "times as long"],
         rows=rows,
-        notes=[f"{note}{'met' if met else 'not met'})."],
+        notes=[f"At most {times_as_long:.3g} times the time for twice the text ({worst!r}; {met})."],
         values={"times_as_long": found},
     )
 

@@ -91,20 +91,21 @@ def test_the_decoder_is_told_what_it_hears(made):
 def test_short_clips_come_first_and_each_comes_once(made, tmp_path):
     data = train_tiny.Conversations(train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary()), 96)
     settings = Settings(batch_size=8, workers=0)
+    args = train_tiny.training_arguments(settings, tmp_path, 12, 1e-3)
     model = make_model(made)
     model.heads = train_tiny.Heads(256)
     trainer = train_tiny.TinyTrainer(
         model=model,
-        args=train_tiny.training_arguments(settings, tmp_path, 12, 1e-3),
+        args=args,
         train_dataset=data,
         eval_dataset=data,
         data_collator=ListeningCollator(made),
-        optimizers=(train_tiny.make_optimizer(model, settings), None),
+        optimizers=(train_tiny.make_optimizer(model, args, settings.encoder_share), None),
         short_steps=3,
     )
     order = trainer._get_train_sampler()
     assert sorted(order) == list(range(96))
-    seconds = [data.seconds(index) for index in order]
+    seconds = [data.lengths(index, made.tokenizer)[0] for index in order]
     assert max(seconds[:24]) <= sorted(seconds)[31] and max(seconds[24:]) > 11
     assert seconds == [pytest.approx(data.world.outline(index).seconds, abs=1e-4) for index in order]
     assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-3, pytest.approx(3e-4)]
@@ -117,16 +118,17 @@ def test_the_heads_count_beside_the_answers(made, tmp_path):
         train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary()), 2, most_turns=1, with_events=True
     )
     settings = Settings(workers=0)
+    args = train_tiny.training_arguments(settings, tmp_path, 12, 1e-3)
     model = make_model(made)
     model.heads = train_tiny.Heads(256)
     collate = ListeningCollator(made)
     trainer = train_tiny.TinyTrainer(
         model=model,
-        args=train_tiny.training_arguments(settings, tmp_path, 12, 1e-3),
+        args=args,
         train_dataset=data,
         eval_dataset=data,
         data_collator=collate,
-        optimizers=(train_tiny.make_optimizer(model, settings), None),
+        optimizers=(train_tiny.make_optimizer(model, args, settings.encoder_share), None),
     )
     batch = collate([data[0], data[1]])
     answers = model(**{name: value for name, value in batch.items() if name != "frame_labels"}).loss

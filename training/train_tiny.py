@@ -287,16 +287,12 @@ class Conversations(Dataset):
     def _turns(self, index: int, clip: Clip) -> list[Question]:
         return turns(clip, self.world.generator(self.first + index, 1), self.most_turns)
 
-    def seconds(self, index: int) -> float:
-        """Length of a clip in seconds, without making it."""
-        return self.world.seconds(self.first + index)
-
-    def length(self, index: int, tokenizer: PreTrainedTokenizerFast) -> int:
-        """Length of a conversation in tokens, all but a constant; without making its clip."""
+    def lengths(self, index: int, tokenizer: PreTrainedTokenizerFast) -> tuple[float, int]:
+        """Length of a clip in seconds, and of its conversation in tokens, all but a constant; without making the clip."""
         clip = self.world.outline(self.first + index)
         asked = self._turns(index, clip)
         text = tokenizer([part for question in asked for part in question[1:]])["input_ids"]
-        return round(clip.seconds * TOKENS_PER_SECOND) + sum(map(len, text)) + 9 * len(asked)
+        return clip.seconds, round(clip.seconds * TOKENS_PER_SECOND) + sum(map(len, text)) + 9 * len(asked)
 
 
 class ListeningCollator(MossAudioDataCollator):
@@ -351,8 +347,9 @@ class TinyTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> list[int]:
         tokenizer, size = self.data_collator.processor.tokenizer, self.args.train_batch_size
-        lengths = [self.train_dataset.length(index, tokenizer) for index in range(len(self.train_dataset))]
-        shortest = sorted(range(len(lengths)), key=self.train_dataset.seconds)[: len(lengths) // 3]
+        data = self.train_dataset
+        seconds, lengths = zip(*(data.lengths(index, tokenizer) for index in range(len(data))))
+        shortest = sorted(range(len(data)), key=seconds.__getitem__)[: len(data) // 3]
         short = set(sorted(shortest)[: self.short_steps * size])
         order, random = [], torch.Generator().manual_seed(self.args.seed)
         for part in (sorted(short), [index for index in range(len(lengths)) if index not in short]):
@@ -443,15 +440,15 @@ def train_encoder(
     return weights
 
 
-def make_optimizer(model: MossAudioModel, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW with a lower learning rate for encoder, adapter and heads, which have learned already."""
+def make_optimizer(model: MossAudioModel, args: TrainingArguments, share: float) -> torch.optim.Optimizer:
+    """AdamW with a `share` of the learning rate for encoder, adapter and heads, which have learned already."""
     taught = [*model.audio_encoder.parameters(), *model.audio_adapter.parameters(), *model.heads.parameters()]
     known = set(taught)
     groups = [
-        {"params": [one for one in model.parameters() if one not in known], "lr": settings.learning_rate},
-        {"params": taught, "lr": settings.encoder_share * settings.learning_rate},
+        {"params": [one for one in model.parameters() if one not in known], "lr": args.learning_rate},
+        {"params": taught, "lr": share * args.learning_rate},
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, betas=(args.adam_beta1, args.adam_beta2), weight_decay=args.weight_decay)
 
 
 def train_everything(
@@ -468,13 +465,14 @@ def train_everything(
     for name, weights in taught.items():
         model.get_submodule(name).load_state_dict(weights)
     count = settings.steps * settings.batch_size
+    args = training_arguments(settings, folder / "model", settings.steps, settings.learning_rate)
     trainer = TinyTrainer(
         model=model,
-        args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
+        args=args,
         train_dataset=Conversations(world, count, first=settings.clips, with_events=True),
         eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
         data_collator=ListeningCollator(processor),
-        optimizers=(make_optimizer(model, settings), None),
+        optimizers=(make_optimizer(model, args, settings.encoder_share), None),
         short_steps=settings.short_steps,
     )
     run(trainer)
