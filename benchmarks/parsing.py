@@ -17,6 +17,7 @@ piece, repeated, against texts twice as long.
     python -m moss_audio.benchmarks.parsing
 """
 
+import gc
 from typing import Any, Optional
 
 from moss_audio import parse_transcript
@@ -42,7 +43,9 @@ def measure(characters: int, rounds: int, pieces: tuple[str, ...] = PIECES) -> R
     found = {}
     for piece in pieces:
         short, long = (piece * (count // len(piece)) for count in (characters, 2 * characters))
+        gc.disable()  # as timeit does: when it comes depends on what else lives in the process
         times = take_turns({"short": lambda: parse(short), "long": lambda: parse(long)}, rounds)  # noqa: B023
+        gc.enable()
         found[piece] = ratios(times["long"], times["short"])
         milliseconds = [1000 * sorted(times[name])[rounds // 2] for name in ("short", "long")]
         rows.append([f"`{piece!r}`", *milliseconds, found[piece]["median"]])
