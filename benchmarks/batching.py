@@ -25,10 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import pipeline
 
 from .measuring import Report, against_target, make_parser, publish, ratios, take_turns
-from .models import DTYPES, QUESTION, make_config, make_model, make_processor, sound
+from .models import DTYPES, QUESTION, make_pipeline, sound
 
 
 TARGETS = {"cpu": 3.0, "cuda": 8.0}
@@ -52,9 +51,7 @@ def measure(
     size: str, clips: int, seconds: float, tokens: int, dtype: torch.dtype, rounds: int, device: str, seed: int
 ) -> Report:
     """Tokens a second of both ways, and whether they answer the same."""
-    processor = make_processor(size)
-    model = make_model(make_config(size), dtype, device, seed)
-    pipe = pipeline("audio-text-to-text", model=model, processor=processor, device=device)
+    pipe = make_pipeline(size, dtype, device, seed)
     sounds = [sound(seconds, seed + clip) for clip in range(clips)]
     sizes = {"one by one": 1, f"a batch of {clips}": clips}
     single, batch = sizes
@@ -72,7 +69,7 @@ def measure(
     target = TARGETS[device.split(":")[0]]
     shares = [common(*pair) for pair in zip(texts[single], texts[batch])]
     checked = min(CHECKED_TOKENS, tokens)
-    model.float()
+    pipe.model.float()
     same = answers(pipe, sounds, checked, 1) == answers(pipe, sounds, checked, clips)
     if not same:
         raise RuntimeError(
@@ -92,8 +89,7 @@ def measure(
 
 
 def main():
-    parser = make_parser("batching", __doc__)
-    parser.set_defaults(rounds=3)
+    parser = make_parser("batching", __doc__, rounds=3)
     parser.add_argument("--size", help="tiny, 0.6b, 4b or 8b; default: 0.6b on a CPU, 4b on a GPU")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10, help="of each clip")

@@ -32,32 +32,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moss_audio import MossAudioEncoder, MossAudioEncoderConfig
 from moss_audio.conversion.scaffold import SIZES
 
-from .measuring import Report, against_target, make_parser, publish, ratios, take_turns
+from .measuring import Report, against_target, make_parser, on_gpu, publish, ratios, take_turns
+from .models import DTYPES, materialize
 
 
 ENCODERS = {"released": SIZES["4b"][0], "tiny": SIZES["tiny"][0]}
-TYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32")}
 
 
 def make_encoder(size: str, dtype: str, seed: int, device: str) -> MossAudioEncoder:
     """An encoder of random weights, made in its dtype and on its device at once."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(TYPES[dtype])
-    try:
-        with torch.device("meta"):
-            encoder = MossAudioEncoder(MossAudioEncoderConfig(**ENCODERS[size]))
-    finally:
-        torch.set_default_dtype(default)
-    encoder = encoder.to_empty(device=device).eval()
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for module in encoder.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            else:
-                for parameter in module.parameters(recurse=False):
-                    parameter.normal_(std=0.02)
-    return encoder
+    with torch.device("meta"):
+        encoder = MossAudioEncoder(MossAudioEncoderConfig(**ENCODERS[size]))
+    return materialize(encoder, DTYPES[dtype], device, seed)
 
 
 def make_features(encoder: MossAudioEncoder, seconds: float, seed: int) -> torch.Tensor:
@@ -200,18 +186,18 @@ def measure(options: argparse.Namespace) -> tuple[Report, Callable[[], Any]]:
 def profile(run: Callable[[], Any], device: str) -> str:
     """Where the time of a run goes: a table of the operators that take most of it themselves."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.startswith("cuda"):
+    if on_gpu(device):
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
         run()
-    order = "self_cuda_time_total" if device.startswith("cuda") else "self_cpu_time_total"
+    order = "self_cuda_time_total" if on_gpu(device) else "self_cpu_time_total"
     return profiler.key_averages(group_by_input_shape=True).table(sort_by=order, row_limit=25)
 
 
 def add_encoder_options(parser: argparse.ArgumentParser):
     """`--size` and `--dtype`."""
     parser.add_argument("--size", choices=ENCODERS, default="released", help="default: released, 0.64 G parameters")
-    parser.add_argument("--dtype", choices=TYPES, default="bfloat16", help="default: bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: bfloat16")
 
 
 def main(arguments: Optional[list[str]] = None):

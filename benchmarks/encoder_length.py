@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any, Optional
 
 from .encoder_floor import add_encoder_options, encoding, make_encoder, make_features
-from .measuring import Report, against_target, make_parser, peak_megabytes, publish, ratios, take_turns
+from .measuring import Report, against_target, make_parser, peak_megabytes, publish, ratios, take_turns, verdict
 
 
 def ready(size: str, dtype: str, seconds: float, seed: int, device: str) -> Callable[[], Any]:
@@ -94,8 +94,8 @@ def make_report(
             against_target(
                 "The long clip takes times as long", longer, f"at most {allowed:.3g}", longer["median"] <= allowed
             ),
-            f"It takes {memory:.3g} times the peak of memory above weights (target: at most 1.2, "
-            f"{'met' if memory <= 1.2 else 'not met'}), and {with_weights:.3g} times with the weights of {weights:,.0f} MB. "
+            f"It takes {memory:.3g} times the peak of memory above weights "
+            f"({verdict('at most 1.2', memory <= 1.2)}), and {with_weights:.3g} times with the weights of {weights:,.0f} MB. "
             f"Its output, taps included, has {output:,.1f} MB.",
             f"{options.dtype}, encoder of size {options.size!r}.",
         ],

@@ -21,7 +21,6 @@ whatever else the machine does slows down both.
 """
 
 import statistics
-import tempfile
 import time
 from typing import Any, Optional
 
@@ -29,10 +28,10 @@ import numpy as np
 import torch
 
 from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor
-from moss_audio.conversion.scaffold import scaffold
 from moss_audio.training import MossAudioDataCollator
 
 from .measuring import Report, against_target, make_parser, publish, ratios, wait
+from .models import QUESTION, make_processor
 
 
 PADDED = 8192  # tokens
@@ -74,7 +73,7 @@ def make_samples(count: int, seed: int) -> list[dict[str, Any]]:
     for number in range(count):
         seconds = random.uniform(5, 15)
         sound = (0.1 * random.standard_normal(int(16000 * seconds))).astype(np.float32)
-        question = [{"type": "audio", "audio": sound}, {"type": "text", "text": "Transcribe the audio."}]
+        question = [{"type": "audio", "audio": sound}, {"type": "text", "text": QUESTION}]
         answer = "".join(random.choice(list("etaoin shrdlu"), int(15 * seconds))).strip()
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": f"{number} {answer}"}]
         samples.append({"messages": messages})
@@ -136,9 +135,7 @@ def main(arguments: Optional[list[str]] = None):
     parser.add_argument("--batches", type=int, default=5, help="steps with 8 samples")
     parser.add_argument("--alone", type=int, default=3, help=f"steps with one sample padded to {PADDED} tokens")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        scaffold(f"{folder}/tiny", "tiny")  # for its tokenizer of single bytes
-        processor = MossAudioProcessor.from_pretrained(f"{folder}/tiny")
+    processor = make_processor("tiny")
     processor.max_position_embeddings = PADDED
     publish(measure(processor, options.batches, options.alone, options.seed, options.device), options)
 

@@ -20,7 +20,6 @@ Each part is a table, printed and written as soon as it is there; `--parts` and 
 a package that is not there, is a cell that says so. On a CPU, `--sizes tiny --seconds 1 2` runs all but the CUDA graphs.
 """
 
-import gc
 import inspect
 import json
 import statistics
@@ -36,13 +35,14 @@ from transformers import StaticCache
 from moss_audio import MossAudioModel
 from moss_audio.configuration_moss_audio import decoder_positions, longest_clip_seconds
 
-from .measuring import Report, device_name, make_parser, versions, wait
+from .measuring import Report, complete, make_parser, on_gpu, relative_error, verdict, wait
 from .models import (
     QUESTION,
     StepClock,
     attempt,
     bytes_per_step,
     decode,
+    free_memory,
     generate,
     make_config,
     make_model,
@@ -101,17 +101,12 @@ class Bench:
 
     def with_peak(self, function: Callable[[], Any]) -> tuple[Any, Any]:
         """What a function gives, and the peak of the GPU's memory meanwhile in GB, the weights included."""
-        if not self.device.startswith("cuda"):
+        if not on_gpu(self.device):
             return function(), ""
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_memory()
         torch.cuda.reset_peak_memory_stats()
         result = function()
         return result, torch.cuda.max_memory_allocated() / 1e9
-
-
-def on_gpu(device: str) -> bool:
-    return device.startswith("cuda")
 
 
 def copy_bandwidth(device: str) -> float:
@@ -142,26 +137,36 @@ def use_attention(model: MossAudioModel, implementation: str):
             raise ImportError(f"{implementation} could not be set")
 
 
+def by_attention(bench: Bench, what: str, width: int, measure: Callable[[float], list[Any]]) -> list[list[Any]]:
+    """Rows of what `measure` gives, `width` cells, for each attention implementation and length of a clip."""
+    rows = []
+    for implementation in bench.options.attention:
+        for seconds in bench.options.seconds:
+
+            def run(seconds=seconds, implementation=implementation) -> list[Any]:
+                use_attention(bench.model, implementation)
+                return measure(seconds)
+
+            row = bench.attempt(f"{what}, {implementation}, {seconds:g} s", run)
+            rows.append([bench.size, implementation, f"{seconds:g}", *_cells(row, width)])
+    bench.attempt("sdpa", lambda: use_attention(bench.model, "sdpa"))
+    return rows
+
+
 # ----------------------------------------------------------------------------------------------------------------- parts
 
 
 def first_token(bench: Bench) -> Report:
     """Seconds from a waveform in memory to the first token, with each attention implementation."""
-    rows = []
-    for implementation in bench.options.attention:
-        for seconds in bench.options.seconds:
 
-            def measure(seconds=seconds, implementation=implementation) -> list[Any]:
-                use_attention(bench.model, implementation)
-                clip = sound(seconds, bench.options.seed)
-                features = bench.median(lambda: bench.processor(text=QUESTION, audio=clip))
-                inputs = bench.inputs(seconds)
-                model, peak = bench.with_peak(lambda: bench.median(lambda: generate(bench.model, inputs, 1)))
-                return [inputs["input_ids"].shape[1], 1000 * features, 1000 * model, 1000 * (features + model), peak]
+    def measure(seconds: float) -> list[Any]:
+        clip = sound(seconds, bench.options.seed)
+        features = bench.median(lambda: bench.processor(text=QUESTION, audio=clip))
+        inputs = bench.inputs(seconds)
+        model, peak = bench.with_peak(lambda: bench.median(lambda: generate(bench.model, inputs, 1)))
+        return [inputs["input_ids"].shape[1], 1000 * features, 1000 * model, 1000 * (features + model), peak]
 
-            row = bench.attempt(f"first token, {implementation}, {seconds:g} s", measure)
-            rows.append([bench.size, implementation, f"{seconds:g}", *_cells(row, 5)])
-    bench.attempt("sdpa", lambda: use_attention(bench.model, "sdpa"))
+    rows = by_attention(bench, "first token", 5, measure)
     header = ["size", "attention", "seconds of sound", "prompt tokens", "features, ms", "model, ms", "together, ms"]
     notes = [
         "Features are log-mel and tokens, made on the CPU; the model's part is encoder, prefill and the first token."
@@ -171,25 +176,19 @@ def first_token(bench: Bench) -> Report:
 
 def encoder(bench: Bench) -> Report:
     """Seconds of sound that the encoder alone, with adapter and mergers, works through in a second."""
-    rows = []
-    for implementation in bench.options.attention:
-        for seconds in bench.options.seconds:
 
-            def measure(seconds=seconds, implementation=implementation) -> list[Any]:
-                use_attention(bench.model, implementation)
-                inputs = bench.inputs(seconds)
-                arguments = (inputs["audio_data"].to(bench.model.dtype), inputs["audio_data_seqlens"])
+    def measure(seconds: float) -> list[Any]:
+        inputs = bench.inputs(seconds)
+        arguments = (inputs["audio_data"].to(bench.model.dtype), inputs["audio_data_seqlens"])
 
-                @torch.no_grad()
-                def encode():
-                    bench.model.get_audio_features(*arguments)
+        @torch.no_grad()
+        def encode():
+            bench.model.get_audio_features(*arguments)
 
-                taken, peak = bench.with_peak(lambda: bench.median(encode))
-                return [1000 * taken, seconds / taken, peak]
+        taken, peak = bench.with_peak(lambda: bench.median(encode))
+        return [1000 * taken, seconds / taken, peak]
 
-            row = bench.attempt(f"encoder, {implementation}, {seconds:g} s", measure)
-            rows.append([bench.size, implementation, f"{seconds:g}", *_cells(row, 3)])
-    bench.attempt("sdpa", lambda: use_attention(bench.model, "sdpa"))
+    rows = by_attention(bench, "encoder", 3, measure)
     return Report(["size", "attention", "seconds of sound", "ms", "seconds of sound a second", "peak GB"], rows, [])
 
 
@@ -224,8 +223,8 @@ def decoding(bench: Bench) -> Report:
     if not on_gpu(bench.device):
         notes.append("On a CPU nothing is compiled here, and there are no CUDA graphs.")
     for cache, share in reached.items() if on_gpu(bench.device) else ():
-        met = "met" if share >= TARGET else "not met"
-        notes.append(f"One row, {cache}: {share:.0%} of the bound (target: at least {TARGET:.0%}, {met}).")
+        met = verdict(f"at least {TARGET:.0%}", share >= TARGET)
+        notes.append(f"One row, {cache}: {share:.0%} of the bound ({met}).")
     header = ["size", "batch", "cache", "ms a step", "tokens a second", "share of the bound", "peak GB", "same tokens"]
     return Report(header, rows, notes, {"bound_seconds": bound, "bytes_a_second": bandwidth})
 
@@ -250,9 +249,8 @@ def loop(model: MossAudioModel, inputs: dict[str, torch.Tensor], count: int) -> 
     """
     device, prompt = model.device, inputs["input_ids"].shape[1]
     past = StaticCache(config=model.config.language_config, max_cache_len=prompt + count + 1)
-    told = (
-        "cache_position" in inspect.signature(model.language_model.forward).parameters
-    )  # where to write, in version 4
+    # Version 4 is told where to write.
+    told = "cache_position" in inspect.signature(model.language_model.forward).parameters
 
     def where(positions: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"position_ids": positions[None], **({"cache_position": positions} if told else {})}
@@ -281,7 +279,7 @@ def quantization(bench: Bench) -> Report:
     inputs = bench.inputs(min(bench.options.seconds))
     for kind in bench.options.kinds:
         bench.model = None
-        _free()
+        free_memory()
         bench.model = bench.new_model()
         torch._dynamo.reset()
         done = bench.attempt(kind, lambda kind=kind: _quantize(bench.model, kind, bench.device))
@@ -291,7 +289,7 @@ def quantization(bench: Bench) -> Report:
         logits = bench.attempt(f"{kind}, logits", lambda: _logits(bench.model, inputs))
         if expected is None:
             expected = logits
-        error = "" if isinstance(logits, str) or isinstance(expected, str) else _relative(logits, expected)
+        error = "" if isinstance(logits, str) or isinstance(expected, str) else relative_error(logits, expected)
         bound = bytes_per_step(bench.model) / bandwidth
         for cache in ("dynamic", "compiled", "loop"):
             result = bench.attempt(f"{kind}, {cache}", lambda cache=cache: steps(bench, 1, cache))
@@ -301,7 +299,7 @@ def quantization(bench: Bench) -> Report:
                 cells = [1000 * result[0], 1 / result[0], f"{bound / result[0]:.0%}"]
             rows.append([bench.size, kind, WORDS[cache], *cells, weight_bytes(bench.model) / 1e9, error])
     bench.model = None
-    _free()
+    free_memory()
     bench.model = bench.new_model()
     notes = [
         "Layers of encoder and decoder are quantized; stem, adapter, mergers, embeddings and `lm_head` are not. The error is "
@@ -360,12 +358,6 @@ def _cells(row: Any, width: int) -> Sequence[Any]:
     return [row, *[""] * (width - 1)] if isinstance(row, str) else row
 
 
-def _free():
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _quantize(model: MossAudioModel, kind: str, device: str):
     if kind != "bfloat16":
         quantize(model, torchao_config(kind, device))
@@ -376,10 +368,6 @@ def _logits(model: MossAudioModel, inputs: dict[str, torch.Tensor]) -> torch.Ten
     return model(**inputs).logits.float()
 
 
-def _relative(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((logits - expected).norm() / expected.norm())
-
-
 def measure(options: Any) -> Iterator[tuple[str, Report]]:
     """The tables, one after another, by title."""
     for size in options.sizes:
@@ -388,10 +376,11 @@ def measure(options: Any) -> Iterator[tuple[str, Report]]:
             report = PARTS[name](bench)
             report.notes += bench.notes
             bench.notes.clear()
-            report.device, report.versions = device_name(options.device), {**versions(), **_more_versions()}
+            report.versions = _more_versions()
+            complete(report, options.device)
             yield f"{size}: {name}", report
         del bench
-        _free()
+        free_memory()
 
 
 def _more_versions() -> dict[str, str]:
@@ -407,8 +396,7 @@ def _more_versions() -> dict[str, str]:
 
 
 def main():
-    parser = make_parser("gpu", __doc__)
-    parser.set_defaults(rounds=3)
+    parser = make_parser("gpu", __doc__, rounds=3)
     parser.add_argument("--sizes", nargs="+", default=["4b", "8b"], help="tiny, 0.6b, 4b, 8b; default: 4b 8b")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10, 60, 600], help="of clips")

@@ -32,7 +32,7 @@ from safetensors import safe_open
 from moss_audio import MossAudioModel
 from moss_audio.conversion.scaffold import scaffold
 
-from .measuring import Report, against_target, cost, make_parser, publish, ratios
+from .measuring import Report, against_target, cost, make_parser, publish, ratios, turn, verdict
 
 
 TARGET = 1.3  # times the seconds
@@ -105,25 +105,18 @@ def measure(folder: str, rounds: int, device: str) -> Report:
     reading, loading = ways
     costs = {name: [] for name in ways}
     for number in range(rounds):
-        for name in list(ways)[:: 1 if number % 2 else -1]:
+        for name in turn(ways, number):
             prepare_reading(folder)()  # whatever has gone from the page cache comes back
             costs[name].append(cost(*ways[name], device=device if name == loading else "cpu"))
     seconds = {name: [each.seconds for each in costs[name]] for name in ways}
     beyond = statistics.median(each.megabytes for each in costs[loading]) - size
-    rows = [
-        [reading, statistics.median(seconds[reading]), size / 1000 / statistics.median(seconds[reading]), "0"],
-        [
-            loading,
-            statistics.median(seconds[loading]),
-            size / 1000 / statistics.median(seconds[loading]),
-            f"{beyond:.0f}",
-        ],
-    ]
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    more = {reading: 0.0, loading: beyond}
+    rows = [[name, median, size / 1000 / median, f"{more[name]:.0f}"] for name, median in medians.items()]
     ratio = ratios(seconds[loading], seconds[reading])
     notes = [
         against_target("Seconds, loading over reading", ratio, f"at most {TARGET}", ratio["median"] <= TARGET),
-        f"Peak memory beyond the weights: {beyond:.0f} MB (target: at most {BEYOND}, "
-        f"{'met' if beyond <= BEYOND else 'not met'}).",
+        f"Peak memory beyond the weights: {beyond:.0f} MB ({verdict(f'at most {BEYOND}', beyond <= BEYOND)}).",
         f"{size / 1000:.2f} GB of weights.",
     ]
     values = {"ratio": ratio, "beyond_megabytes": beyond, "weights_megabytes": size}

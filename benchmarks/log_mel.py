@@ -39,6 +39,7 @@ from .measuring import (
     publish,
     ratios,
     take_turns,
+    verdict,
 )
 
 
@@ -94,8 +95,8 @@ def measure(seconds: float, rounds: int, seed: int, device: str) -> Report:
         rows=[[name, medians[name], seconds / medians[name], peaks[name]] for name in makers],
         notes=[
             against_target("Times as fast as the NumPy path", faster, "at least 3", faster["median"] >= 3),
-            f"Peak of memory, the features included, as a share of the NumPy path's: {memory:.3g} (target: at most 0.5, "
-            f"{'met' if memory <= 0.5 else 'not met'}).",
+            f"Peak of memory, the features included, as a share of the NumPy path's: {memory:.3g} "
+            f"({verdict('at most 0.5', memory <= 0.5)}).",
             f"The features differ by {difference:.2g} at most.",
         ],
         values={"times_as_fast": faster, "share_of_memory": memory, "seconds": times, "megabytes": peaks},

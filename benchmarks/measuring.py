@@ -24,6 +24,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,18 +59,19 @@ class Report:
 
 
 def _cell(value: Any) -> str:
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and value < 1000
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def on_gpu(device: str) -> bool:
+    """Whether the device is one of CUDA's."""
+    return device.startswith("cuda")
 
 
 def device_name(device: str) -> str:
     """The device in words: the GPU's name, or the processor with the number of threads that torch uses."""
-    if device.startswith("cuda"):
+    if on_gpu(device):
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -93,7 +95,7 @@ def versions() -> dict[str, str]:
 
 def wait(device: str):
     """Returns when the device has done what it was given."""
-    if device.startswith("cuda"):
+    if on_gpu(device):
         torch.cuda.synchronize()
 
 
@@ -101,11 +103,16 @@ class Seconds(float):
     """What a way returns where only a part of it counts: the seconds of that part."""
 
 
+def turn(ways: Iterable[str], number: int) -> list[str]:
+    """The order of the ways in a round: it turns around from round to round."""
+    return list(ways)[:: 1 if number % 2 else -1]
+
+
 def take_turns(
     ways: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu", warm: int = 1
 ) -> dict[str, list[float]]:
     """
-    Runs every way once a round, in an order that turns around from round to round.
+    Runs every way once a round, in the order of [`turn`].
 
     Args:
         ways: functions by name. One that returns [`Seconds`] says itself how long it took.
@@ -116,7 +123,7 @@ def take_turns(
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(warm + rounds):
-        for name in list(ways)[:: 1 if number % 2 else -1]:
+        for name in turn(ways, number):
             gc.collect()
             wait(device)
             start = time.perf_counter()
@@ -136,10 +143,17 @@ def ratios(numerator: list[float], denominator: list[float]) -> dict[str, float]
 
 def against_target(what: str, ratio: dict[str, float], target: str, met: bool) -> str:
     """A note: the ratio, its spread, its target, and whether it was reached."""
-    return (
-        f"{what}: {ratio['median']:.3g} (pairs from {ratio['lowest']:.3g} to {ratio['highest']:.3g}; target: {target}, "
-        f"{'met' if met else 'not met'})."
-    )
+    return f"{what}: {ratio['median']:.3g} ({spread(ratio)}; {verdict(target, met)})."
+
+
+def spread(ratio: dict[str, float]) -> str:
+    """The lowest and the highest of a ratio's pairs, in words."""
+    return f"pairs from {ratio['lowest']:.3g} to {ratio['highest']:.3g}"
+
+
+def verdict(target: str, met: bool) -> str:
+    """A target, and whether it was reached."""
+    return f"target: {target}, {'met' if met else 'not met'}"
 
 
 @dataclass
@@ -179,7 +193,7 @@ def cost(function: Callable[..., Any], *arguments: Any, device: str = "cpu", kee
 def _measure(sender: Any, function: Callable[..., Any], arguments: tuple, device: str, keep_result: bool):
     counted = function(*arguments)
     gc.collect()
-    if device.startswith("cuda"):
+    if on_gpu(device):
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -189,7 +203,7 @@ def _measure(sender: Any, function: Callable[..., Any], arguments: tuple, device
     result = counted()
     wait(device)
     seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else _resident_peak()
+    peak = torch.cuda.max_memory_allocated() if on_gpu(device) else _resident_peak()
     sender.send(Cost(seconds, (peak - before) / 1e6, result if keep_result else None))
 
 
@@ -225,6 +239,11 @@ def largest_difference(ours: torch.Tensor, theirs: torch.Tensor, allowed: float)
     return difference
 
 
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The norm of the difference as a share of the norm of `theirs`."""
+    return float((ours - theirs).norm() / theirs.norm())
+
+
 def make_parser(name: str, description: Optional[str], rounds: Optional[int] = 5) -> argparse.ArgumentParser:
     """The options of every benchmark: `--device`, `--rounds` (not where `rounds` is None), `--seed` and `--json`."""
     parser = argparse.ArgumentParser(
@@ -238,9 +257,14 @@ def make_parser(name: str, description: Optional[str], rounds: Optional[int] = 5
     return parser
 
 
+def complete(report: Report, device: str):
+    """Fills in where and with what the report was made."""
+    report.device, report.versions = device_name(device), {**versions(), **report.versions}
+
+
 def publish(report: Report, options: argparse.Namespace):
     """Prints the table; writes the JSON file if one is wanted."""
-    report.device, report.versions = device_name(options.device), {**versions(), **report.versions}
+    complete(report, options.device)
     print(report.markdown())
     if options.json:
         options.json.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")

@@ -27,14 +27,14 @@ from typing import Any, Optional, Union
 
 import numpy as np
 import torch
-from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
+from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList, pipeline
 
 from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor
 from moss_audio.configuration_moss_audio import decoder_positions
 from moss_audio.conversion.scaffold import RELEASED_VOCAB_SIZE, TINY_ENCODER, released_config, write_processor
 from moss_audio.modeling_moss_audio import spare_small_parts
 
-from .measuring import Seconds
+from .measuring import Seconds, on_gpu
 
 
 DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32")}
@@ -70,6 +70,13 @@ def make_model(config: MossAudioConfig, dtype: torch.dtype, device: str = "cpu",
     """
     with torch.device("meta"):
         model = MossAudioModel(config)
+    model = materialize(model, dtype, device, seed)
+    restore_rope(model, device)
+    return model.requires_grad_(False)
+
+
+def materialize(model: torch.nn.Module, dtype: torch.dtype, device: str, seed: int) -> Any:
+    """A model that was made on the meta device, with the weights of [`make_model`]."""
     model = model.to(dtype).to_empty(device=device).eval()
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
@@ -78,8 +85,13 @@ def make_model(config: MossAudioConfig, dtype: torch.dtype, device: str = "cpu",
                 parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
             else:
                 parameter.fill_(float(name.endswith("norm.weight")))
-    restore_rope(model, device)
-    return model.requires_grad_(False)
+    return model
+
+
+def make_pipeline(size: str, dtype: torch.dtype, device: str, seed: int) -> Any:
+    """`pipeline("audio-text-to-text")` around a model of a size."""
+    model = make_model(make_config(size), dtype, device, seed)
+    return pipeline("audio-text-to-text", model=model, processor=make_processor(size), device=device)
 
 
 def restore_rope(model: Any, device: str):
@@ -123,10 +135,15 @@ def attempt(function: Callable[[], Any], what: str, notes: list[str]) -> Any:
         cell = _failure(error)
         reason = " ".join(str(error).split())
         notes.append(f"{what}: {cell} ({type(error).__name__}: {reason[:300]}).")
-    gc.collect()  # the error is gone, and with it what its frames held
+    free_memory()  # the error is gone, and with it what its frames held
+    return cell
+
+
+def free_memory():
+    """Gives back what nothing refers to any more, the GPU's memory included."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return cell
 
 
 def _failure(error: Exception) -> str:
@@ -193,7 +210,7 @@ def cache_options(cache: str, device: str, backend: str = "inductor") -> dict[st
         return {}
     if cache == "static":
         return {"cache_implementation": "static", "disable_compile": True}
-    mode = "reduce-overhead" if device.startswith("cuda") else "default"
+    mode = "reduce-overhead" if on_gpu(device) else "default"
     compiled = CompileConfig(dynamic=False, mode=mode, backend=backend)
     compiled._compile_all_devices = True  # Transformers compiles on GPUs only, unless it is told to
     return {"cache_implementation": "static", "compile_config": compiled}
@@ -259,7 +276,7 @@ def torchao_config(kind: str, device: str) -> Any:
 
 def _int4_config(ao: Any, device: str) -> Any:
     """int4 in the layout of the kernel that comes with torch on that device; torchao's default needs another package."""
-    if device.startswith("cuda"):
+    if on_gpu(device):
         return ao.Int4WeightOnlyConfig(group_size=128, int4_packing_format="tile_packed_to_4d")
     try:  # where newer versions of torchao keep what is for CPUs
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig

@@ -31,13 +31,12 @@ import torch
 
 from moss_audio import MossAudioProcessor, load_audio, log_mel
 from moss_audio.configuration_moss_audio import frames_to_tokens
-from moss_audio.conversion.scaffold import FIRST_ADDED_ID, write_byte_tokenizer
 
 from .measuring import Report, against_target, largest_difference, make_parser, publish, ratios, take_turns
+from .models import QUESTION, make_processor
 
 
 RATE = 44100
-TEXT = "Transcribe the audio."
 AGREEMENT = 1e-6  # of samples between -1 and 1
 ALONE, LOADING, WHOLE = "decoding and resampling alone", "`load_audio`", "the processor's call"
 
@@ -65,17 +64,11 @@ def decode_and_resample(path: Path, rate: int = 16000) -> np.ndarray:
     return soxr.resample(mono, recorded_rate, rate)
 
 
-def make_processor(folder: Path) -> MossAudioProcessor:
-    """A processor around a made-up tokenizer with the released ids."""
-    write_byte_tokenizer(folder, FIRST_ADDED_ID)
-    return MossAudioProcessor.from_pretrained(folder)
-
-
 def check(processor: MossAudioProcessor, path: Path) -> float:
     """The largest difference of the samples; and the inputs hold the features and the tokens of these samples."""
     samples = load_audio(path)
     difference = largest_difference(samples, torch.from_numpy(decode_and_resample(path)), AGREEMENT)
-    inputs = processor(text=TEXT, audio=path)
+    inputs = processor(text=QUESTION, audio=path)
     largest_difference(inputs["audio_data"][0], log_mel(samples), 0)
     tokens, expected = int((inputs["input_ids"] == processor.audio_token_id).sum()), len(samples) // 160
     if tokens != frames_to_tokens(expected):
@@ -86,13 +79,13 @@ def check(processor: MossAudioProcessor, path: Path) -> float:
 def measure(seconds: float, rounds: int, seed: int, device: str) -> Report:
     """The three ways in turns, over one file."""
     with tempfile.TemporaryDirectory() as folder:
-        path, processor = Path(folder) / "recording.mp3", make_processor(Path(folder))
+        path, processor = Path(folder) / "recording.mp3", make_processor("4b")
         make_mp3(path, seconds, seed)
         difference = check(processor, path)
         ways = {
             ALONE: lambda: decode_and_resample(path),
             LOADING: lambda: load_audio(path),
-            WHOLE: lambda: processor(text=TEXT, audio=path, device=device),
+            WHOLE: lambda: processor(text=QUESTION, audio=path, device=device),
         }
         times = take_turns(ways, rounds, device)
         megabytes = path.stat().st_size / 1e6

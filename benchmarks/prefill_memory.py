@@ -24,7 +24,7 @@ from typing import Callable
 
 import torch
 
-from .measuring import Report, against_target, cost, make_parser, publish, ratios
+from .measuring import Report, against_target, cost, make_parser, publish, ratios, relative_error, turn
 from .models import DTYPES, make_config, make_model, make_processor, prompts
 
 
@@ -61,7 +61,7 @@ def check_same(logits: dict[str, list[float]]):
     """
     expected = torch.tensor(logits[EVERY])
     for way, values in logits.items():
-        error = (torch.tensor(values) - expected).norm() / expected.norm()
+        error = relative_error(torch.tensor(values), expected)
         if not error < 0.05:
             raise RuntimeError(f"the first token's logits by {way} are off by {error:.1%}.")
 
@@ -71,7 +71,7 @@ def measure(size: str, seconds: float, dtype: str, rounds: int, device: str, see
     ways = (GENERATE, LAST, EVERY)
     costs = {way: [] for way in ways}
     for number in range(rounds):
-        for way in ways[:: 1 if number % 2 else -1]:
+        for way in turn(ways, number):
             costs[way].append(cost(prepare, way, size, seconds, dtype, device, seed, device=device))
         check_same({way: costs[way][-1].result for way in ways})
     megabytes = {way: [each.megabytes for each in costs[way]] for way in ways}
@@ -93,8 +93,7 @@ def measure(size: str, seconds: float, dtype: str, rounds: int, device: str, see
 
 
 def main():
-    parser = make_parser("prefill_memory", __doc__)
-    parser.set_defaults(rounds=2)
+    parser = make_parser("prefill_memory", __doc__, rounds=2)
     parser.add_argument("--size", default="0.6b", help="tiny, 0.6b, 4b or 8b; default: 0.6b")
     parser.add_argument("--seconds", type=float, default=600, help="of the clip; default: 600")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")

@@ -21,7 +21,6 @@ on a data file (`python -m moss_audio.training.tiny_world`), and is left out wit
 that torch.compile has compiled (on a CPU that needs a C++ compiler): torchao leaves it to the compiler to fuse what it does.
 """
 
-import gc
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from .measuring import Report, Seconds, make_parser, publish, ratios, take_turns
 from .models import (
     attempt,
     decode,
+    free_memory,
     make_config,
     make_model,
     make_processor,
@@ -104,9 +104,9 @@ def measure_speed(
                 continue
             times = ratios(taken[f"{BASE} dynamic"], taken[name])
             found[name] = times
-            spread = f"{times['median']:.2f} ({times['lowest']:.2f} to {times['highest']:.2f})"
+            pairs = f"{times['median']:.2f} ({times['lowest']:.2f} to {times['highest']:.2f})"
             speed = 1 / statistics.median(taken[name])
-            rows.append([label, speed, spread, weight_bytes(models[kind]) / 1e6])
+            rows.append([label, speed, pairs, weight_bytes(models[kind]) / 1e6])
     return rows, found, notes
 
 
@@ -149,7 +149,7 @@ def measure(options: Any) -> Report:
     kinds = [*PLAIN, *options.kinds]
     shape = (options.size, options.seconds, options.steps, options.compiled)
     rows, found, notes = measure_speed(kinds, *shape, options.rounds, options.device, options.seed)
-    gc.collect()
+    free_memory()
     accuracy: dict[str, dict[str, str]] = {}
     tasks: dict[str, Any] = {}
     if options.model is not None:

@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, pipeline
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from moss_audio.configuration_moss_audio import TOKENS_PER_SECOND
 
-from .measuring import Report, make_parser, publish, ratios, take_turns
-from .models import DTYPES, QUESTION, make_config, make_model, make_processor, sound
+from .measuring import Report, make_parser, publish, ratios, spread, take_turns
+from .models import DTYPES, QUESTION, make_pipeline, sound
 
 
 class EndsInProportion(StoppingCriteria):
@@ -61,16 +61,14 @@ def measure(
     seed: int,
 ) -> Report:
     """Seconds and decoding steps with the clips as they come and sorted."""
-    processor = make_processor(size)
-    model = make_model(make_config(size), dtype, device, seed)
-    pipe = pipeline("audio-text-to-text", model=model, processor=processor, device=device)
+    pipe = make_pipeline(size, dtype, device, seed)
     lengths = np.random.default_rng(seed).uniform(*seconds, clips)
     given = [sound(length, seed + clip) for clip, length in enumerate(lengths)]
     orders = {"as they come": given, "sorted by length": sorted(given, key=len)}
     steps = {}
 
     def answer(name: str):
-        ends = EndsInProportion(model.config.audio_token_id, rate / TOKENS_PER_SECOND)
+        ends = EndsInProportion(pipe.model.config.audio_token_id, rate / TOKENS_PER_SECOND)
         limit = int(max(lengths) * rate) + 2
         options = {"stopping_criteria": StoppingCriteriaList([ends]), "max_new_tokens": limit, "min_new_tokens": limit}
         results = pipe(orders[name], text=QUESTION, batch_size=batch_size, do_sample=False, **options)
@@ -81,8 +79,7 @@ def measure(
     rows = [[name, statistics.median(taken[name]), steps[name]] for name in orders]
     ratio = ratios(*taken.values())
     notes = [
-        f"Seconds, as they come over sorted: {ratio['median']:.3g} (pairs from {ratio['lowest']:.3g} to "
-        f"{ratio['highest']:.3g}).",
+        f"Seconds, as they come over sorted: {ratio['median']:.3g} ({spread(ratio)}).",
         f"Size {size}, {clips} clips of {seconds[0]:g} to {seconds[1]:g} s in batches of {batch_size}, {rate:g} tokens a "
         "second of sound.",
     ]
@@ -90,8 +87,7 @@ def measure(
 
 
 def main():
-    parser = make_parser("sorting", __doc__)
-    parser.set_defaults(rounds=3)
+    parser = make_parser("sorting", __doc__, rounds=3)
     parser.add_argument("--size", default="0.6b", help="tiny, 0.6b, 4b or 8b; default: 0.6b")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--seconds", type=float, nargs=2, default=(2, 30), help="of the shortest and the longest clip")

@@ -331,10 +331,11 @@ class TranscriptParser:
 
     def _read_text(self, count: int):
         """Adds characters of `_unread` to the run."""
-        blank = not self._run or self._run.isspace()
-        self._run += self._unread[:count]
+        piece = self._unread[:count]
+        begins = bool(piece.strip()) and (not self._run or self._run.isspace())
+        self._run += piece
         self._advance(count)
-        if blank and (text := self._run.lstrip()):
+        if begins and (text := self._run.lstrip()):
             self._settle(_distance(self._run[: len(self._run) - len(text)]))
         while (end := self._end_of_text()) is not None:
             rest, position = self._run[end:], self._run_position + end

@@ -53,17 +53,18 @@ def test_frame_labels():
     labels = frame_labels(events, 60)
     seven, bell = 1 + LABELS.index("seven"), 1 + LABELS.index("bell")
     assert labels[:5, 0].tolist() == [0, seven, seven, seven, 0]  # centres 0.04, 0.12, 0.20, 0.28, 0.36
-    assert labels[1, 1:].tolist() == [0, 1, 0, 0, 3, 3]
+    assert labels[1, 1:].tolist() == [0, 1, 0, 0, 3, 3, 2, IGNORED]  # it starts 20 ms into the second token
     assert labels[48:54, 0].tolist() == [0, bell, bell, bell, bell, 0]  # 3.88, 3.96, 4.04, 4.12, 4.20, 4.28
-    assert labels[49, 1:].tolist() == [3, 9, 2, *[IGNORED] * 3]  # it ends in the next window
-    assert labels[50, 1:].tolist() == [*[IGNORED] * 3, 0, 2, 1]  # it began in the one before
-    assert (labels[labels[:, 0] == 0][:, 1:] == IGNORED).all()
+    assert labels[49, 1:].tolist() == [3, 9, 2, *[IGNORED] * 3, 0, IGNORED]  # it ends in the next window
+    assert labels[50, 1:7].tolist() == [*[IGNORED] * 3, 0, 2, 1]  # it began in the one before
+    assert (labels[labels[:, 0] == 0][:, 1:7] == IGNORED).all()
+    assert [(place, labels[place, 8]) for place in np.flatnonzero(labels[:, 8] != IGNORED)] == [(4, 1), (52, 5)]
 
 
 def test_the_decoder_is_told_what_it_hears(made):
-    """Beside the answers, each audio token is labelled with what is heard in the next 80 ms."""
+    """Beside the answers, what is heard in an audio token is to follow it, or the last digit of when it starts or ends."""
     clip = train_tiny.Clip(
-        np.zeros(2 * 16000, dtype=np.float32), [Event(0.40, 0.80, "seven"), Event(1.0, 1.2, "noise burst")]
+        np.zeros(2 * 16000, dtype=np.float32), [Event(0.40, 0.83, "seven"), Event(1.0, 1.2, "noise burst")]
     )
     chat = [
         {"role": "user", "content": [{"type": "audio", "audio": clip.waveform}, {"type": "text", "text": "What?"}]},
@@ -81,30 +82,33 @@ def test_the_decoder_is_told_what_it_hears(made):
     alone = collate([{"messages": chat, "events": clip.events}])["frame_labels"]
     assert torch.equal(alone, torch.from_numpy(frame_labels(clip.events, 25)))
     audio = batch["input_ids"] == made.audio_token_id
-    told = made.tokenizer.convert_ids_to_tokens(batch["labels"][0][audio[0]].tolist())
-    assert told == ["Ċ"] * 5 + ["Ġseven"] * 5 + ["Ċ"] * 2 + ["Ġburst"] * 3 + ["Ċ"] * 10
-    assert (batch["labels"][1][audio[1]] == IGNORED).all()
-    assert torch.equal(batch["labels"][0][~audio[0]], batch["labels"][1][~audio[1]])
+    after = audio.roll(1, dims=1)
+    told = made.tokenizer.convert_ids_to_tokens(batch["labels"][0][after[0]].tolist())
+    seven, burst = ["0", *["Ġseven"] * 4, "3"], ["0", "Ġburst", "Ġburst", "0"]
+    assert told == ["Ċ"] * 5 + seven + ["Ċ"] + burst + ["Ċ"] * 9
+    assert (batch["labels"][1][after[1]] == IGNORED).all()
+    assert torch.equal(batch["labels"][0][~after[0]], batch["labels"][1][~after[1]])
     assert made.tokenizer.decode(batch["labels"][1][batch["labels"][1] >= 0]) == "Yes.<|im_end|>"
 
 
 def test_short_clips_come_first_and_each_comes_once(made, tmp_path):
     data = train_tiny.Conversations(train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary()), 96)
     settings = Settings(batch_size=8, workers=0)
+    args = train_tiny.training_arguments(settings, tmp_path, 12, 1e-3)
     model = make_model(made)
     model.heads = train_tiny.Heads(256)
     trainer = train_tiny.TinyTrainer(
         model=model,
-        args=train_tiny.training_arguments(settings, tmp_path, 12, 1e-3),
+        args=args,
         train_dataset=data,
         eval_dataset=data,
         data_collator=ListeningCollator(made),
-        optimizers=(train_tiny.make_optimizer(model, settings), None),
+        optimizers=(train_tiny.make_optimizer(model, args, settings.encoder_share), None),
         short_steps=3,
     )
     order = trainer._get_train_sampler()
     assert sorted(order) == list(range(96))
-    seconds = [data.seconds(index) for index in order]
+    seconds = [data.lengths(index, made.tokenizer)[0] for index in order]
     assert max(seconds[:24]) <= sorted(seconds)[31] and max(seconds[24:]) > 11
     assert seconds == [pytest.approx(data.world.outline(index).seconds, abs=1e-4) for index in order]
     assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-3, pytest.approx(3e-4)]
@@ -117,16 +121,17 @@ def test_the_heads_count_beside_the_answers(made, tmp_path):
         train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary()), 2, most_turns=1, with_events=True
     )
     settings = Settings(workers=0)
+    args = train_tiny.training_arguments(settings, tmp_path, 12, 1e-3)
     model = make_model(made)
     model.heads = train_tiny.Heads(256)
     collate = ListeningCollator(made)
     trainer = train_tiny.TinyTrainer(
         model=model,
-        args=train_tiny.training_arguments(settings, tmp_path, 12, 1e-3),
+        args=args,
         train_dataset=data,
         eval_dataset=data,
         data_collator=collate,
-        optimizers=(train_tiny.make_optimizer(model, settings), None),
+        optimizers=(train_tiny.make_optimizer(model, args, settings.encoder_share), None),
     )
     batch = collate([data[0], data[1]])
     answers = model(**{name: value for name, value in batch.items() if name != "frame_labels"}).loss

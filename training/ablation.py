@@ -66,7 +66,7 @@ def run(
     Returns:
         The tasks of each run, by variant. The table and the picture are written after each, as far as they go.
     """
-    results: dict[str, list] = {variant: [] for variant in VARIANTS}
+    results: dict[str, list] = {}
     for variant, seed in sorted(product(VARIANTS, seeds), key=lambda one: (one[1] != seeds[0], one[0] != "full")):
         home = folder / f"{variant.replace(' ', '-')}-{seed}"
         kept = home / "results.json"
@@ -75,7 +75,7 @@ def run(
             taught = encoder or (own if variant != "full" else None)
             checkpoint = train(Settings(**{**settings, **VARIANTS[variant], "seed": seed}), home, taught)
             save(measure(checkpoint, data, limit), kept)
-        results[variant].append(json.loads(kept.read_text(encoding="utf-8"))["tasks"])
+        results.setdefault(variant, []).append(json.loads(kept.read_text(encoding="utf-8"))["tasks"])
         (folder / "ablation.md").write_text(table(results) + "\n", encoding="utf-8")
         draw(results, folder / "ablation.png")
     return results
@@ -88,8 +88,6 @@ def table(results: dict[str, list]) -> str:
         "| --- |" + " ---: |" * len(FIGURES),
     ]
     for variant, runs in results.items():
-        if not runs:
-            continue
         cells = []
         for task, figure, _, form in FIGURES:
             values = [tasks[task][figure] for tasks in runs]
@@ -108,7 +106,7 @@ def draw(results: dict[str, list], path: Path):
 
     figure, axes = pyplot.subplots(2, len(FIGURES) // 2, figsize=(11, 5), layout="constrained")
     for axis, (task, name, title, _) in zip(axes.flat, FIGURES):
-        for index, (variant, runs) in enumerate((variant, runs) for variant, runs in results.items() if runs):
+        for index, (variant, runs) in enumerate(results.items()):
             values = [tasks[task][name] for tasks in runs]
             axis.bar(index, mean(values), color=f"C{index}", alpha=0.6, label=variant)
             axis.plot([index] * len(values), values, "k.", markersize=5)

@@ -283,10 +283,6 @@ class TinyWorld:
         """The random numbers of a clip (purpose 0) or of the questions about it (1)."""
         return np.random.default_rng([SPLITS.index(self.split), self.seed, index, purpose])
 
-    def seconds(self, index: int) -> float:
-        """Length of a clip in seconds."""
-        return self.generator(index).uniform(*CLIP_SECONDS)
-
     def outline(self, index: int) -> Clip:
         """A clip whose events are known and whose waveform is left silent: a fraction of the work."""
         rng = self.generator(index)

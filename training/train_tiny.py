@@ -63,6 +63,7 @@ SIZES = {
         "encoder_attention_heads": 6,
         "encoder_ffn_dim": 768,
         "downsample_hidden_size": 48,
+        "initializer_range": 0.07,  # about 1 / √width, here and below: 0.02 is for models ten times as wide
         "deepstack_encoder_layer_indexes": [1, 3, 4],
         "dropout": 0.0,  # no clip is heard twice
         "attention_dropout": 0.0,
@@ -77,6 +78,7 @@ SIZES = {
         "max_position_embeddings": 4096,
         "rope_theta": 1e4,
         "rms_norm_eps": 1e-6,
+        "initializer_range": 0.06,
         "tie_word_embeddings": False,
     },
     "adapter_hidden_size": 256,
@@ -181,6 +183,8 @@ def make_model(processor: MossAudioProcessor, taps: Optional[int] = None) -> Mos
 
 
 DIGITS = (4, 10, 10)  # seconds, tenths and hundredths of a place in a window of 4 s
+OFFSETS = 8  # hundredths of a second in a token
+HEARD = (1 + len(LABELS), *DIGITS, *DIGITS, OFFSETS, OFFSETS)  # how many values each column of `frame_labels` has
 IGNORED = -100
 
 
@@ -189,10 +193,11 @@ def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) ->
     What is to be heard in each 80 ms of a clip.
 
     Returns:
-        int64 `(tokens, 7)`: the label (0 is none), and the digits of the event's start and of its end in the window,
-        -100 where there is none or it lies in another window.
+        int64 `(tokens, 9)`: the label (0 is none), and the digits of the event's start and of its end in the window,
+        -100 where there is none or it lies in another window; then how many hundredths of a second into the token an
+        event starts and one ends, -100 where none does.
     """
-    labels = np.full((tokens, 1 + 2 * len(DIGITS)), IGNORED, dtype=np.int64)
+    labels = np.full((tokens, len(HEARD)), IGNORED, dtype=np.int64)
     labels[:, 0] = 0
     centres = (np.arange(tokens) + 0.5) / TOKENS_PER_SECOND
     for event in events:
@@ -204,6 +209,10 @@ def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) ->
                 hundredths = round((time - begin) * 100)
                 if 0 <= hundredths < 100 * window_seconds:
                     labels[token, column : column + 3] = hundredths // 100, hundredths // 10 % 10, hundredths % 10
+        for column, time in ((7, event.start), (8, event.end)):
+            token, offset = divmod(round(time * 100), OFFSETS)
+            if token < tokens:
+                labels[token, column] = offset
     return labels
 
 
@@ -212,12 +221,11 @@ class Heads(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.sizes = (1 + len(LABELS), *DIGITS, *DIGITS)
-        self.linear = nn.Linear(width, sum(self.sizes))
+        self.linear = nn.Linear(width, sum(HEARD))
 
     def forward(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`states` (tokens, width) and `labels` (tokens, 7): the loss, and the logits of what is heard."""
-        parts = self.linear(states.to(self.linear.weight.dtype)).float().split(self.sizes, dim=-1)
+        """`states` (tokens, width) and `labels` (tokens, 9): the loss, and the logits of what is heard."""
+        parts = self.linear(states.to(self.linear.weight.dtype)).float().split(HEARD, dim=-1)
         losses = [
             nn.functional.cross_entropy(part, target, reduction="sum") / (target != IGNORED).sum().clamp(min=1)
             for part, target in zip(parts, labels.unbind(1))
@@ -234,7 +242,7 @@ class Ear(nn.Module):
         self.heads = Heads(model.config.language_config.hidden_size)
 
     def forward(self, audio_data: torch.Tensor, audio_data_seqlens: torch.Tensor, labels: torch.Tensor, **kwargs):
-        """`labels` are those of all tokens of all clips, `(tokens, 7)`; returns the loss and the logits."""
+        """`labels` are those of all tokens of all clips, `(tokens, 9)`; returns the loss and the logits."""
         states = self.audio_encoder(audio_data, audio_data_seqlens).last_hidden_state
         loss, logits = self.heads(self.audio_adapter(states), labels)
         return {"loss": loss, "logits": logits}
@@ -287,40 +295,47 @@ class Conversations(Dataset):
     def _turns(self, index: int, clip: Clip) -> list[Question]:
         return turns(clip, self.world.generator(self.first + index, 1), self.most_turns)
 
-    def seconds(self, index: int) -> float:
-        """Length of a clip in seconds, without making it."""
-        return self.world.seconds(self.first + index)
-
-    def length(self, index: int, tokenizer: PreTrainedTokenizerFast) -> int:
-        """Length of a conversation in tokens, all but a constant; without making its clip."""
+    def lengths(self, index: int, tokenizer: PreTrainedTokenizerFast) -> tuple[float, int]:
+        """Length of a clip in seconds, and of its conversation in tokens, all but a constant; without making the clip."""
         clip = self.world.outline(self.first + index)
         asked = self._turns(index, clip)
         text = tokenizer([part for question in asked for part in question[1:]])["input_ids"]
-        return round(clip.seconds * TOKENS_PER_SECOND) + sum(map(len, text)) + 9 * len(asked)
+        return clip.seconds, round(clip.seconds * TOKENS_PER_SECOND) + sum(map(len, text)) + 9 * len(asked)
 
 
 class ListeningCollator(MossAudioDataCollator):
     """
-    The collator, which labels more than the answers where samples have their `events`: at each audio token, the last
-    token of what is to be heard in the 80 ms that follow, or a line break. So the decoder has what it hears at hand as
-    tokens. `frame_labels` are those of all audio tokens, for the heads.
+    The collator, which labels more than the answers where samples have their `events`: after each audio token comes the
+    last token of what is to be heard in its 80 ms, or a line break; where an event starts or ends in them, the hundredths
+    of that time. So the decoder has what it hears at hand as tokens. `frame_labels` are those of all audio tokens, for
+    the heads.
     """
 
     def __init__(self, processor: MossAudioProcessor):
         super().__init__(processor, extra_keys=("events",))
-        tokenize = processor.tokenizer
-        self._tokens = torch.tensor([tokenize(text)["input_ids"][-1] for text in ("\n", *(f" {x}" for x in LABELS))])
+        heard = ("\n", *(f" {label}" for label in LABELS))
+        self._labels, self._digits = (
+            torch.tensor([processor.tokenizer(text)["input_ids"][-1] for text in texts])
+            for texts in (heard, "0123456789")
+        )
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """As the parent's; with the tokens in `labels`, and `frame_labels` `(tokens of all clips, 7)`."""
+        """As the parent's; with the tokens in `labels`, and `frame_labels` `(tokens of all clips, 9)`."""
         batch = super().__call__(samples)
         heard = []
         for events, ids, labels in zip(batch.pop("extras")["events"], batch["input_ids"], batch["labels"]):
             if events is not None:
                 audio = ids == self.processor.audio_token_id
                 heard.append(torch.from_numpy(frame_labels(events, int(audio.sum()))))
-                labels[audio] = self._tokens[heard[-1][:, 0]]
+                labels[1:][audio[:-1]] = self._tokens(heard[-1])
         return {**batch, "frame_labels": torch.cat(heard)} if len(heard) == len(samples) else batch
+
+    def _tokens(self, heard: torch.Tensor) -> torch.Tensor:
+        tokens = self._labels[heard[:, 0]]
+        for offset in (heard[:, 8], heard[:, 7]):
+            hundredths = OFFSETS * torch.arange(len(heard)) + offset
+            tokens = torch.where(offset == IGNORED, tokens, self._digits[hundredths % 10])
+        return tokens
 
 
 class TinyTrainer(Trainer):
@@ -351,8 +366,9 @@ class TinyTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> list[int]:
         tokenizer, size = self.data_collator.processor.tokenizer, self.args.train_batch_size
-        lengths = [self.train_dataset.length(index, tokenizer) for index in range(len(self.train_dataset))]
-        shortest = sorted(range(len(lengths)), key=self.train_dataset.seconds)[: len(lengths) // 3]
+        data = self.train_dataset
+        seconds, lengths = zip(*(data.lengths(index, tokenizer) for index in range(len(data))))
+        shortest = sorted(range(len(data)), key=seconds.__getitem__)[: len(data) // 3]
         short = set(sorted(shortest)[: self.short_steps * size])
         order, random = [], torch.Generator().manual_seed(self.args.seed)
         for part in (sorted(short), [index for index in range(len(lengths)) if index not in short]):
@@ -443,15 +459,15 @@ def train_encoder(
     return weights
 
 
-def make_optimizer(model: MossAudioModel, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW with a lower learning rate for encoder, adapter and heads, which have learned already."""
+def make_optimizer(model: MossAudioModel, args: TrainingArguments, share: float) -> torch.optim.Optimizer:
+    """AdamW with a `share` of the learning rate for encoder, adapter and heads, which have learned already."""
     taught = [*model.audio_encoder.parameters(), *model.audio_adapter.parameters(), *model.heads.parameters()]
     known = set(taught)
     groups = [
-        {"params": [one for one in model.parameters() if one not in known], "lr": settings.learning_rate},
-        {"params": taught, "lr": settings.encoder_share * settings.learning_rate},
+        {"params": [one for one in model.parameters() if one not in known], "lr": args.learning_rate},
+        {"params": taught, "lr": share * args.learning_rate},
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, betas=(args.adam_beta1, args.adam_beta2), weight_decay=args.weight_decay)
 
 
 def train_everything(
@@ -468,13 +484,14 @@ def train_everything(
     for name, weights in taught.items():
         model.get_submodule(name).load_state_dict(weights)
     count = settings.steps * settings.batch_size
+    args = training_arguments(settings, folder / "model", settings.steps, settings.learning_rate)
     trainer = TinyTrainer(
         model=model,
-        args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
+        args=args,
         train_dataset=Conversations(world, count, first=settings.clips, with_events=True),
         eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
         data_collator=ListeningCollator(processor),
-        optimizers=(make_optimizer(model, settings), None),
+        optimizers=(make_optimizer(model, args, settings.encoder_share), None),
         short_steps=settings.short_steps,
     )
     run(trainer)
