@@ -11,7 +11,7 @@ from transformers import pipeline
 import moss_audio
 from moss_audio import MossAudioModel, MossAudioProcessor
 from moss_audio.training import train_tiny
-from moss_audio.training.tiny_world import LABELS, Event
+from moss_audio.training.tiny_world import LABELS, WORDS, Event
 from moss_audio.training.train_tiny import (
     IGNORED,
     ListeningCollator,
@@ -61,38 +61,43 @@ def test_frame_labels():
     assert [(place, labels[place, 8]) for place in np.flatnonzero(labels[:, 8] != IGNORED)] == [(4, 1), (52, 5)]
 
 
-def test_the_decoder_is_told_what_it_hears(made):
-    """Beside the answers, what is heard in an audio token is to follow it, or the last digit of when it starts or ends."""
-    clip = train_tiny.Clip(
-        np.zeros(2 * 16000, dtype=np.float32), [Event(0.40, 0.83, "seven"), Event(1.0, 1.2, "noise burst")]
-    )
-    chat = [
-        {"role": "user", "content": [{"type": "audio", "audio": clip.waveform}, {"type": "text", "text": "What?"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+def test_the_heads_are_told_what_is_there(made):
+    """The labels of all audio tokens of a batch, where all of its samples have events."""
+    clips = [
+        train_tiny.Clip(np.zeros(length * 16000, dtype=np.float32), [Event(0.40, 0.83, label)])
+        for length, label in ((2, "seven"), (1, "noise burst"))
     ]
+    samples = []
+    for clip in clips:
+        question = [{"type": "audio", "audio": clip.waveform}, {"type": "text", "text": "What?"}]
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]}
+        samples.append({"messages": [{"role": "user", "content": question}, answer], "events": clip.events})
     collate = ListeningCollator(made)
-    batch = collate([{"messages": chat, "events": clip.events}, {"messages": chat}])
-    assert set(batch) == {
-        "input_ids",
-        "attention_mask",
-        "labels",
-        "audio_data",
-        "audio_data_seqlens",
-    }  # one is not told
-    alone = collate([{"messages": chat, "events": clip.events}])["frame_labels"]
-    assert torch.equal(alone, torch.from_numpy(frame_labels(clip.events, 25)))
-    audio = batch["input_ids"] == made.audio_token_id
-    after = audio.roll(1, dims=1)
-    told = made.tokenizer.convert_ids_to_tokens(batch["labels"][0][after[0]].tolist())
-    seven, burst = ["0", *["Ġseven"] * 4, "3"], ["0", "Ġburst", "Ġburst", "0"]
-    assert told == ["Ċ"] * 5 + seven + ["Ċ"] + burst + ["Ċ"] * 9
-    assert (batch["labels"][1][after[1]] == IGNORED).all()
-    assert torch.equal(batch["labels"][0][~after[0]], batch["labels"][1][~after[1]])
+    batch = collate(samples)
+    expected = [frame_labels(clip.events, tokens) for clip, tokens in zip(clips, (25, 13))]
+    assert np.array_equal(batch["frame_labels"], np.concatenate(expected))
+    assert (batch["input_ids"] == made.audio_token_id).sum() == 25 + 13
+    untold = collate([samples[0], {"messages": samples[1]["messages"]}])
+    assert set(untold) == set(batch) - {"frame_labels"} and torch.equal(untold["labels"], batch["labels"])
     assert made.tokenizer.decode(batch["labels"][1][batch["labels"][1] >= 0]) == "Yes.<|im_end|>"
 
 
-def test_short_clips_come_first_and_each_comes_once(made, tmp_path):
-    data = train_tiny.Conversations(train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary()), 96)
+def test_words_read_and_heard_are_alike_from_the_start(made):
+    model = make_model(made)
+    model.heads = train_tiny.Heads(256)
+    train_tiny.embed_labels(model, made.tokenizer)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    heard = model.heads.linear.weight[1 : 1 + len(LABELS)]
+    for space, labels in ((" ", LABELS), ("", WORDS)):
+        tokens = [made.tokenizer(space + label)["input_ids"][-1] for label in labels]
+        read = model.get_input_embeddings().weight[tokens]
+        alike = torch.nn.functional.cosine_similarity(read[:, None], heard[None], dim=-1)
+        assert alike.argmax(1).tolist() == [LABELS.index(label) for label in labels]
+        assert alike.max(1).values.min() > 0.7
+
+
+def test_lists_about_short_clips_come_first_then_other_lists_and_each_comes_once(made, tmp_path):
+    data = train_tiny.Conversations(train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary()), 96, lists=64)
     settings = Settings(batch_size=8, workers=0)
     args = train_tiny.training_arguments(settings, tmp_path, 12, 1e-3)
     model = make_model(made)
@@ -109,7 +114,13 @@ def test_short_clips_come_first_and_each_comes_once(made, tmp_path):
     order = trainer._get_train_sampler()
     assert sorted(order) == list(range(96))
     seconds = [data.lengths(index, made.tokenizer)[0] for index in order]
-    assert max(seconds[:24]) <= sorted(seconds)[31] and max(seconds[24:]) > 11
+    assert sorted(order[:64]) == list(range(64)) and max(seconds[:24]) <= min(seconds[24:64])
+    asked = [data[index]["messages"] for index in order[:64]]
+    assert all(len(chat) == 2 for chat in asked) and any(len(data[index]["messages"]) > 2 for index in order[64:])
+    tokens = [data.lengths(index, made.tokenizer)[1] for index in order[24:64]]
+    batches = [tokens[start : start + 8] for start in range(0, 40, 8)]
+    assert sum(np.ptp(batch) for batch in batches) < 0.5 * len(batches) * np.ptp(tokens)  # of like length
+    assert batches != sorted(batches) and batches != sorted(batches, reverse=True)
     assert seconds == [pytest.approx(data.world.outline(index).seconds, abs=1e-4) for index in order]
     assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-3, pytest.approx(3e-4)]
     assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(list(model.parameters()))

@@ -126,10 +126,12 @@ def main(arguments: Optional[list[str]] = None):
     parser.add_argument("--encoder-steps", type=int, default=Settings.encoder_steps)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    parser.add_argument("--list-steps", type=int, default=Settings.list_steps)
     parser.add_argument("--short-steps", type=int, default=Settings.short_steps)
     parser.add_argument("--encoder", type=Path, help="an `encoder.pt` of train_tiny for all, instead of one a seed")
     options = parser.parse_args(arguments)
-    settings = {name: getattr(options, name) for name in ("encoder_steps", "steps", "batch_size", "short_steps")}
+    names = ("encoder_steps", "steps", "batch_size", "list_steps", "short_steps")
+    settings = {name: getattr(options, name) for name in names}
     options.folder.mkdir(parents=True, exist_ok=True)
     print(table(run(options.folder, options.data, settings, options.seeds, options.limit, options.encoder)))
 

@@ -582,6 +582,14 @@ def turns(clip: Clip, rng: np.random.Generator, most: int = 3) -> list[Question]
     return asked
 
 
+def listing(clip: Clip, rng: np.random.Generator) -> Question:
+    """A question whose answer lists what is in a clip, in order, in one of the ways that there are for it."""
+    task = _pick(rng, ("transcription", "timestamps", "description", "thinking"))
+    if task != "thinking":
+        return ask(clip, task, rng)
+    return ask(clip, _pick(rng, ("count", "presence")), rng, think=True)
+
+
 def messages(audio: dict[str, Any], asked: list[Question]) -> list[dict[str, Any]]:
     """A conversation about one clip in Transformers' chat layout; the clip stands in its first turn."""
     chat = []

@@ -33,7 +33,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import AddedToken, EvalPrediction, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
 from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor, log_mel
@@ -42,10 +41,12 @@ from moss_audio.training import MossAudioDataCollator
 from moss_audio.training.tiny_world import (
     LABELS,
     RATE,
+    WORDS,
     Clip,
     Question,
     TinyWorld,
     Vocabulary,
+    listing,
     messages,
     questions,
     turns,
@@ -79,7 +80,7 @@ SIZES = {
         "rope_theta": 1e4,
         "rms_norm_eps": 1e-6,
         "initializer_range": 0.06,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": True,
     },
     "adapter_hidden_size": 256,
 }
@@ -278,11 +279,22 @@ def join_clips(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 class Conversations(Dataset):
-    """Conversations about clips of a split in the chat layout, made when asked for; with the clips' events if wanted."""
+    """
+    Conversations about clips of a split in the chat layout, made when asked for; with the clips' events if wanted. The
+    first `lists` of them have one turn, which lists what is heard.
+    """
 
-    def __init__(self, world: TinyWorld, count: int, first: int = 0, most_turns: int = 3, with_events: bool = False):
+    def __init__(
+        self,
+        world: TinyWorld,
+        count: int,
+        first: int = 0,
+        most_turns: int = 3,
+        with_events: bool = False,
+        lists: int = 0,
+    ):
         self.world, self.count, self.first = world, count, first
-        self.most_turns, self.with_events = most_turns, with_events
+        self.most_turns, self.with_events, self.lists = most_turns, with_events, lists
 
     def __len__(self) -> int:
         return self.count
@@ -293,7 +305,8 @@ class Conversations(Dataset):
         return {"messages": messages({"audio": clip.waveform}, self._turns(index, clip)), **heard}
 
     def _turns(self, index: int, clip: Clip) -> list[Question]:
-        return turns(clip, self.world.generator(self.first + index, 1), self.most_turns)
+        random = self.world.generator(self.first + index, 1)
+        return [listing(clip, random)] if index < self.lists else turns(clip, random, self.most_turns)
 
     def lengths(self, index: int, tokenizer: PreTrainedTokenizerFast) -> tuple[float, int]:
         """Length of a clip in seconds, and of its conversation in tokens, all but a constant; without making the clip."""
@@ -304,38 +317,20 @@ class Conversations(Dataset):
 
 
 class ListeningCollator(MossAudioDataCollator):
-    """
-    The collator, which labels more than the answers where samples have their `events`: after each audio token comes the
-    last token of what is to be heard in its 80 ms, or a line break; where an event starts or ends in them, the hundredths
-    of that time. So the decoder has what it hears at hand as tokens. `frame_labels` are those of all audio tokens, for
-    the heads.
-    """
+    """The collator; where all samples have their `events`, with `frame_labels` for the heads."""
 
     def __init__(self, processor: MossAudioProcessor):
         super().__init__(processor, extra_keys=("events",))
-        heard = ("\n", *(f" {label}" for label in LABELS))
-        self._labels, self._digits = (
-            torch.tensor([processor.tokenizer(text)["input_ids"][-1] for text in texts])
-            for texts in (heard, "0123456789")
-        )
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """As the parent's; with the tokens in `labels`, and `frame_labels` `(tokens of all clips, 9)`."""
+        """As the parent's; with `frame_labels` `(tokens of all clips, 9)`."""
         batch = super().__call__(samples)
-        heard = []
-        for events, ids, labels in zip(batch.pop("extras")["events"], batch["input_ids"], batch["labels"]):
-            if events is not None:
-                audio = ids == self.processor.audio_token_id
-                heard.append(torch.from_numpy(frame_labels(events, int(audio.sum()))))
-                labels[1:][audio[:-1]] = self._tokens(heard[-1])
-        return {**batch, "frame_labels": torch.cat(heard)} if len(heard) == len(samples) else batch
-
-    def _tokens(self, heard: torch.Tensor) -> torch.Tensor:
-        tokens = self._labels[heard[:, 0]]
-        for offset in (heard[:, 8], heard[:, 7]):
-            hundredths = OFFSETS * torch.arange(len(heard)) + offset
-            tokens = torch.where(offset == IGNORED, tokens, self._digits[hundredths % 10])
-        return tokens
+        events = batch.pop("extras")["events"]
+        if any(one is None for one in events):
+            return batch
+        tokens = (batch["input_ids"] == self.processor.audio_token_id).sum(1).tolist()
+        heard = [frame_labels(one, count) for one, count in zip(events, tokens)]
+        return {**batch, "frame_labels": torch.from_numpy(np.concatenate(heard))}
 
 
 class TinyTrainer(Trainer):
@@ -343,13 +338,15 @@ class TinyTrainer(Trainer):
     The standard Trainer, for a model with `heads`: what they read from the adapter counts beside the answers. Otherwise the
     adapter soon says the same of everything, because a decoder that cannot listen yet takes sound for a disturbance.
 
-    Conversations of like length share a batch, though they are not yet made; those about short clips come first.
+    Conversations of like length share a batch, though they are not yet made. Those that list what is heard come first, and
+    of them those about short clips: what a decoder must learn before all else is where to listen next.
     """
 
     def __init__(self, *args, short_steps: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
         self.short_steps = short_steps
         self._adapted: Optional[torch.Tensor] = None
+        self._answers: list[torch.Tensor] = []
         self.model.audio_adapter.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: tuple, output: torch.Tensor):
@@ -360,20 +357,36 @@ class TinyTrainer(Trainer):
         labels = inputs.pop("frame_labels", None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if labels is not None:
+            self._answers.append(loss.detach())
             loss = loss + self.model.heads(self._adapted, labels)[0]
         self._adapted = None
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs):
+        """As the parent's; with the loss on the answers alone beside the sum."""
+        if "loss" in logs and self._answers:
+            logs["answer_loss"] = round(torch.stack(self._answers).mean().item(), 4)
+            self._answers.clear()
+        super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> list[int]:
         tokenizer, size = self.data_collator.processor.tokenizer, self.args.train_batch_size
         data = self.train_dataset
         seconds, lengths = zip(*(data.lengths(index, tokenizer) for index in range(len(data))))
-        shortest = sorted(range(len(data)), key=seconds.__getitem__)[: len(data) // 3]
-        short = set(sorted(shortest)[: self.short_steps * size])
-        order, random = [], torch.Generator().manual_seed(self.args.seed)
-        for part in (sorted(short), [index for index in range(len(lengths)) if index not in short]):
-            grouped = get_length_grouped_indices([lengths[index] for index in part], size, generator=random)
-            order += [part[position] for position in grouped]
+        shortest = sorted(range(data.lists), key=seconds.__getitem__)
+        short = set(shortest[: self.short_steps * size])
+        later = [index for index in range(data.lists) if index not in short]
+        random, order = np.random.default_rng(self.args.seed), []
+        for part in (sorted(short), later, range(data.lists, len(data))):
+            shuffled = random.permutation(np.asarray(part, dtype=np.int64))
+            # Of eight batches at a time the longest go into one. The batches are shuffled again: from one length to the
+            # next the tasks differ, too.
+            groups = [
+                sorted(shuffled[start : start + 8 * size], key=lengths.__getitem__)
+                for start in range(0, len(part), 8 * size)
+            ]
+            batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+            order += [int(index) for place in random.permutation(len(batches)) for index in batches[place]]
         return order
 
 
@@ -387,7 +400,8 @@ class Settings:
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 1e-3  # while it learns alone
     encoder_share: float = 0.3  # of the learning rate, for what was taught before, once all learn together
-    short_steps: int = 300  # steps on short clips, with which the second stage begins
+    list_steps: int = 1000  # with which the second stage begins: one turn, which lists what is heard
+    short_steps: int = 200  # the first of them, on the shortest clips
     warmup_steps: int = 100
     weight_decay: float = 0.01
     clips: int = 100_000  # different ones for the encoder alone
@@ -459,6 +473,20 @@ def train_encoder(
     return weights
 
 
+@torch.no_grad()
+def embed_labels(model: MossAudioModel, tokenizer: PreTrainedTokenizerFast):
+    """
+    Puts the tokens of the labels where the heads look for their sounds, so that a word read and the same word heard are
+    alike to a decoder that has learned nothing yet.
+    """
+    table = model.get_input_embeddings().weight
+    heard = nn.functional.normalize(model.heads.linear.weight[1 : 1 + len(LABELS)]) * table.norm(dim=-1).mean()
+    for label, direction in zip(LABELS, heard):
+        for text in (f" {label}", label) if label in WORDS else (f" {label}",):
+            token = tokenizer(text)["input_ids"][-1]
+            table[token] = 0.9 * direction + 0.4 * table[token]
+
+
 def make_optimizer(model: MossAudioModel, args: TrainingArguments, share: float) -> torch.optim.Optimizer:
     """AdamW with a `share` of the learning rate for encoder, adapter and heads, which have learned already."""
     taught = [*model.audio_encoder.parameters(), *model.audio_adapter.parameters(), *model.heads.parameters()]
@@ -483,12 +511,20 @@ def train_everything(
     model.heads = Heads(model.config.language_config.hidden_size)
     for name, weights in taught.items():
         model.get_submodule(name).load_state_dict(weights)
+    if taught:
+        embed_labels(model, processor.tokenizer)
     count = settings.steps * settings.batch_size
     args = training_arguments(settings, folder / "model", settings.steps, settings.learning_rate)
     trainer = TinyTrainer(
         model=model,
         args=args,
-        train_dataset=Conversations(world, count, first=settings.clips, with_events=True),
+        train_dataset=Conversations(
+            world,
+            count,
+            first=settings.clips,
+            with_events=True,
+            lists=min(settings.list_steps * settings.batch_size, count),
+        ),
         eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
         data_collator=ListeningCollator(processor),
         optimizers=(make_optimizer(model, args, settings.encoder_share), None),
