@@ -13,16 +13,14 @@
 # limitations under the License.
 """Trains moss-audio-tiny from nothing, by the standard Trainer: `python -m moss_audio.training.train_tiny OUT`.
 
-First the encoder alone, on what the generator knows about every 80 ms; then everything, on questions and answers about
-clips that are made as they are needed, short ones first. There the decoder, too, is told what each 80 ms holds: from
-answers alone it learns to talk long before it learns to listen, and wears out the encoder meanwhile. Interrupted, the
-training goes on from its last checkpoint.
+First the ear (encoder and adapter) alone, on what the generator knows about every 80 ms; then, with the ear as it is,
+mergers and decoder on questions and answers about clips that are made as they are needed: lists of what is heard come
+first. Interrupted, the training goes on from its last checkpoint.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -180,12 +178,11 @@ def make_model(processor: MossAudioProcessor, taps: Optional[int] = None) -> Mos
     return model
 
 
-# ------------------------------------------------------------------------------------------------ the encoder by itself
+# ------------------------------------------------------------------------------------------------ the ear by itself
 
 
-DIGITS = (4, 10, 10)  # seconds, tenths and hundredths of a place in a window of 4 s
 OFFSETS = 8  # hundredths of a second in a token
-HEARD = (1 + len(LABELS), *DIGITS, *DIGITS, OFFSETS, OFFSETS)  # how many values each column of `frame_labels` has
+HEARD = (1 + len(LABELS), 4, 10, 4, 10, 10, OFFSETS, 10, OFFSETS)  # how many values each column of `frame_labels` has
 IGNORED = -100
 
 
@@ -194,9 +191,9 @@ def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) ->
     What is to be heard in each 80 ms of a clip.
 
     Returns:
-        int64 `(tokens, 9)`: the label (0 is none), and the digits of the event's start and of its end in the window,
-        -100 where there is none or it lies in another window; then how many hundredths of a second into the token an
-        event starts and one ends, -100 where none does.
+        int64 `(tokens, 9)`, -100 where a column has nothing to say: the label (0 is none); seconds and tenths of the
+        event's start in the window, then of its end, where they lie in this window; and where an event starts or ends in
+        the token itself, the hundredths of that time and how many of them it is into the token, for start and end.
     """
     labels = np.full((tokens, len(HEARD)), IGNORED, dtype=np.int64)
     labels[:, 0] = 0
@@ -206,14 +203,15 @@ def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) ->
         labels[inside, 0] = 1 + LABELS.index(event.label)
         for token in inside:
             begin = centres[token] // window_seconds * window_seconds
-            for column, time in ((1, event.start), (4, event.end)):
-                hundredths = round((time - begin) * 100)
-                if 0 <= hundredths < 100 * window_seconds:
-                    labels[token, column : column + 3] = hundredths // 100, hundredths // 10 % 10, hundredths % 10
-        for column, time in ((7, event.start), (8, event.end)):
-            token, offset = divmod(round(time * 100), OFFSETS)
+            for column, time in ((1, event.start), (3, event.end)):
+                tenths = round((time - begin) * 100) // 10
+                if 0 <= tenths < 10 * window_seconds:
+                    labels[token, column : column + 2] = divmod(tenths, 10)
+        for column, time in ((5, event.start), (7, event.end)):
+            hundredths = round(time * 100)
+            token, offset = divmod(hundredths, OFFSETS)
             if token < tokens:
-                labels[token, column] = offset
+                labels[token, column : column + 2] = hundredths % 10, offset
     return labels
 
 
@@ -231,7 +229,7 @@ class Heads(nn.Module):
             nn.functional.cross_entropy(part, target, reduction="sum") / (target != IGNORED).sum().clamp(min=1)
             for part, target in zip(parts, labels.unbind(1))
         ]
-        return losses[0] + 0.25 * sum(losses[1:]), parts[0]
+        return losses[0] + 0.5 * sum(losses[1:]), parts[0]
 
 
 class Ear(nn.Module):
@@ -280,29 +278,20 @@ def join_clips(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 class Conversations(Dataset):
     """
-    Conversations about clips of a split in the chat layout, made when asked for; with the clips' events if wanted. The
-    first `lists` of them have one turn, which lists what is heard.
+    Conversations about clips of a split in the chat layout, made when asked for. The first `lists` of them have one turn,
+    which lists what is heard.
     """
 
-    def __init__(
-        self,
-        world: TinyWorld,
-        count: int,
-        first: int = 0,
-        most_turns: int = 3,
-        with_events: bool = False,
-        lists: int = 0,
-    ):
+    def __init__(self, world: TinyWorld, count: int, first: int = 0, most_turns: int = 3, lists: int = 0):
         self.world, self.count, self.first = world, count, first
-        self.most_turns, self.with_events, self.lists = most_turns, with_events, lists
+        self.most_turns, self.lists = most_turns, lists
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         clip = self.world[self.first + index]
-        heard = {"events": clip.events} if self.with_events else {}
-        return {"messages": messages({"audio": clip.waveform}, self._turns(index, clip)), **heard}
+        return {"messages": messages({"audio": clip.waveform}, self._turns(index, clip))}
 
     def _turns(self, index: int, clip: Clip) -> list[Question]:
         random = self.world.generator(self.first + index, 1)
@@ -316,58 +305,16 @@ class Conversations(Dataset):
         return clip.seconds, round(clip.seconds * TOKENS_PER_SECOND) + sum(map(len, text)) + 9 * len(asked)
 
 
-class ListeningCollator(MossAudioDataCollator):
-    """The collator; where all samples have their `events`, with `frame_labels` for the heads."""
-
-    def __init__(self, processor: MossAudioProcessor):
-        super().__init__(processor, extra_keys=("events",))
-
-    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """As the parent's; with `frame_labels` `(tokens of all clips, 9)`."""
-        batch = super().__call__(samples)
-        events = batch.pop("extras")["events"]
-        if any(one is None for one in events):
-            return batch
-        tokens = (batch["input_ids"] == self.processor.audio_token_id).sum(1).tolist()
-        heard = [frame_labels(one, count) for one, count in zip(events, tokens)]
-        return {**batch, "frame_labels": torch.from_numpy(np.concatenate(heard))}
-
-
 class TinyTrainer(Trainer):
     """
-    The standard Trainer, for a model with `heads`: what they read from the adapter counts beside the answers. Otherwise the
-    adapter soon says the same of everything, because a decoder that cannot listen yet takes sound for a disturbance.
-
-    Conversations of like length share a batch, though they are not yet made. Those that list what is heard come first, and
-    of them those about short clips: what a decoder must learn before all else is where to listen next.
+    The standard Trainer for [`Conversations`]. Those of like length share a batch, though they are not yet made; those that
+    list what is heard come first, and of them `short_steps` batches about the shortest clips: what a decoder must learn
+    before all else is where to listen next.
     """
 
     def __init__(self, *args, short_steps: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
         self.short_steps = short_steps
-        self._adapted: Optional[torch.Tensor] = None
-        self._answers: list[torch.Tensor] = []
-        self.model.audio_adapter.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: tuple, output: torch.Tensor):
-        self._adapted = output
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs):
-        """The loss on the answers, and that of the heads where there are frame labels."""
-        labels = inputs.pop("frame_labels", None)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        if labels is not None:
-            self._answers.append(loss.detach())
-            loss = loss + self.model.heads(self._adapted, labels)[0]
-        self._adapted = None
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], *args, **kwargs):
-        """As the parent's; with the loss on the answers alone beside the sum."""
-        if "loss" in logs and self._answers:
-            logs["answer_loss"] = round(torch.stack(self._answers).mean().item(), 4)
-            self._answers.clear()
-        super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> list[int]:
         tokenizer, size = self.data_collator.processor.tokenizer, self.args.train_batch_size
@@ -394,13 +341,12 @@ class TinyTrainer(Trainer):
 class Settings:
     """What a run is made of; written beside its results."""
 
-    encoder_steps: int = 800
-    steps: int = 3000
+    encoder_steps: int = 2500
+    steps: int = 6000
     batch_size: int = 32
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 1e-3  # while it learns alone
-    encoder_share: float = 0.3  # of the learning rate, for what was taught before, once all learn together
-    list_steps: int = 1000  # with which the second stage begins: one turn, which lists what is heard
+    list_steps: int = 1500  # with which the second stage begins: one turn, which lists what is heard
     short_steps: int = 200  # the first of them, on the shortest clips
     warmup_steps: int = 100
     weight_decay: float = 0.01
@@ -474,64 +420,46 @@ def train_encoder(
 
 
 @torch.no_grad()
-def embed_labels(model: MossAudioModel, tokenizer: PreTrainedTokenizerFast):
+def embed_labels(model: MossAudioModel, tokenizer: PreTrainedTokenizerFast, heads: torch.Tensor):
     """
-    Puts the tokens of the labels where the heads look for their sounds, so that a word read and the same word heard are
-    alike to a decoder that has learned nothing yet.
+    Puts the tokens of the labels where the heads (weights of [`Heads`]) look for their sounds, so that a word read and the
+    same word heard are alike to a decoder that has learned nothing yet.
     """
     table = model.get_input_embeddings().weight
-    heard = nn.functional.normalize(model.heads.linear.weight[1 : 1 + len(LABELS)]) * table.norm(dim=-1).mean()
+    heard = nn.functional.normalize(heads[1 : 1 + len(LABELS)]) * table.norm(dim=-1).mean()
     for label, direction in zip(LABELS, heard):
         for text in (f" {label}", label) if label in WORDS else (f" {label}",):
             token = tokenizer(text)["input_ids"][-1]
             table[token] = 0.9 * direction + 0.4 * table[token]
 
 
-def make_optimizer(model: MossAudioModel, args: TrainingArguments, share: float) -> torch.optim.Optimizer:
-    """AdamW with a `share` of the learning rate for encoder, adapter and heads, which have learned already."""
-    taught = [*model.audio_encoder.parameters(), *model.audio_adapter.parameters(), *model.heads.parameters()]
-    known = set(taught)
-    groups = [
-        {"params": [one for one in model.parameters() if one not in known], "lr": args.learning_rate},
-        {"params": taught, "lr": share * args.learning_rate},
-    ]
-    return torch.optim.AdamW(groups, betas=(args.adam_beta1, args.adam_beta2), weight_decay=args.weight_decay)
-
-
-def train_everything(
+def train_decoder(
     settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld, taught: dict[str, dict[str, torch.Tensor]]
 ) -> Path:
-    """Trains all parts on conversations; returns the folder that holds the bfloat16 checkpoint."""
+    """Trains mergers and decoder on conversations; returns the folder that holds the bfloat16 checkpoint."""
     set_seed(settings.seed)
     if not (folder / "processor").exists():
         make_processor().save_pretrained(folder / "processor")
     processor = MossAudioProcessor.from_pretrained(folder / "processor")
     processor.enable_time_marker = settings.time_markers
     model = make_model(processor, settings.taps)
-    model.heads = Heads(model.config.language_config.hidden_size)
-    for name, weights in taught.items():
-        model.get_submodule(name).load_state_dict(weights)
-    if taught:
-        embed_labels(model, processor.tokenizer)
+    for name in ("audio_encoder", "audio_adapter"):
+        model.get_submodule(name).load_state_dict(taught[name])
+        # A decoder that cannot listen yet takes sound for a disturbance, and would wear out what has learned to hear.
+        model.get_submodule(name).requires_grad_(False)
+    embed_labels(model, processor.tokenizer, taught["heads"]["linear.weight"])
     count = settings.steps * settings.batch_size
-    args = training_arguments(settings, folder / "model", settings.steps, settings.learning_rate)
+    lists = min(settings.list_steps * settings.batch_size, count)
     trainer = TinyTrainer(
         model=model,
-        args=args,
-        train_dataset=Conversations(
-            world,
-            count,
-            first=settings.clips,
-            with_events=True,
-            lists=min(settings.list_steps * settings.batch_size, count),
-        ),
+        args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
+        train_dataset=Conversations(world, count, first=settings.clips, lists=lists),
         eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
-        data_collator=ListeningCollator(processor),
-        optimizers=(make_optimizer(model, args, settings.encoder_share), None),
+        data_collator=MossAudioDataCollator(processor),
         short_steps=settings.short_steps,
     )
     run(trainer)
-    del model.heads
+    model.requires_grad_(True)
     save_without_code(model.to(torch.bfloat16), processor, folder / "moss-audio-tiny")
     return folder / "moss-audio-tiny"
 
@@ -584,7 +512,7 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
     vocabulary.speak_all(folder / "vocabulary.npz")
     world, dev = TinyWorld("train", settings.seed, vocabulary), TinyWorld("dev", settings.seed)
     taught = torch.load(encoder, weights_only=True) if encoder else train_encoder(settings, folder, world, dev)
-    return train_everything(settings, folder, world, dev, taught)
+    return train_decoder(settings, folder, world, dev, taught)
 
 
 def draw_curves(folder: Path, path: Path):
@@ -595,7 +523,8 @@ def draw_curves(folder: Path, path: Path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for axis, stage, title in zip(axes, ("encoder", "model"), ("the encoder alone, on frame labels", "everything")):
+    stages = (("encoder", "the ear, on frame labels"), ("model", "the decoder, on answers"))
+    for axis, (stage, title) in zip(axes, stages):
         log = json.loads((folder / stage / "log.json").read_text(encoding="utf-8"))
         for key, name in (("loss", "training"), ("eval_loss", "held-out")):
             points = [(entry["step"], entry[key]) for entry in log if key in entry]
