@@ -183,6 +183,7 @@ def make_model(processor: MossAudioProcessor, taps: Optional[int] = None) -> Mos
 
 OFFSETS = 8  # hundredths of a second in a token
 HEARD = (1 + len(LABELS), 4, 10, 4, 10, 10, OFFSETS, 10, OFFSETS)  # how many values each column of `frame_labels` has
+TIMES_SHARE = 0.1  # what each column of times counts beside the label
 IGNORED = -100
 
 
@@ -225,11 +226,14 @@ class Heads(nn.Module):
     def forward(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`states` (tokens, width) and `labels` (tokens, 9): the loss, and the logits of what is heard."""
         parts = self.linear(states.to(self.linear.weight.dtype)).float().split(HEARD, dim=-1)
+        label = labels[:, 0]
+        # Tokens without an event count for themselves: they are most of all, and easy.
+        silent, heard = (label.masked_fill((label == 0) != there, IGNORED) for there in (True, False))
         losses = [
             nn.functional.cross_entropy(part, target, reduction="sum") / (target != IGNORED).sum().clamp(min=1)
-            for part, target in zip(parts, labels.unbind(1))
+            for part, target in zip((parts[0], *parts), (silent, heard, *labels.unbind(1)[1:]))
         ]
-        return losses[0] + 0.5 * sum(losses[1:]), parts[0]
+        return losses[0] + losses[1] + TIMES_SHARE * sum(losses[2:]), parts[0]
 
 
 class Ear(nn.Module):
@@ -341,7 +345,7 @@ class TinyTrainer(Trainer):
 class Settings:
     """What a run is made of; written beside its results."""
 
-    encoder_steps: int = 2500
+    encoder_steps: int = 4000
     steps: int = 6000
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -392,8 +396,10 @@ def training_arguments(settings: Settings, folder: Path, steps: int, learning_ra
 
 
 def frame_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of the 80 ms whose label the encoder's heads name."""
-    return {"frame_accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids[:, 0]).mean())}
+    """Share of the 80 ms whose label the encoder's heads name: of those in an event, and of the others."""
+    labels = prediction.label_ids[:, 0]
+    right = prediction.predictions.argmax(-1) == labels
+    return {"event_accuracy": float(right[labels > 0].mean()), "silence_accuracy": float(right[labels == 0].mean())}
 
 
 def train_encoder(
