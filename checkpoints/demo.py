@@ -15,23 +15,18 @@
 
 import json
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..training.tiny_world import (
-    RATE,
-    TIMESTAMPS,
-    Clip,
-    Event,
-    description,
-    reasoning,
-    timestamps,
-    transcript,
-    words_of,
-)
+from ..training.tiny_world import RATE, Clip, Event, Question, questions, reasoning
+from ..transcripts_moss_audio import split_reasoning
 from . import DEMO
+
+
+SEED = 0  # of the wordings
 
 
 def read_clips(listing: Path = Path(DEMO, "demo.clips.jsonl")) -> list[tuple[Path, Clip]]:
@@ -45,21 +40,9 @@ def read_clips(listing: Path = Path(DEMO, "demo.clips.jsonl")) -> list[tuple[Pat
     return clips
 
 
-def questions(clip: Clip) -> list[tuple[str, str]]:
-    """The main questions about a clip, each with its right answer."""
-    asked = [
-        ("Describe this audio.", description(clip)),
-        ("Transcribe the audio.", transcript(clip)),
-        (TIMESTAMPS[0], timestamps(clip)),
-        ("How many words are spoken?", f"{len(words_of(clip))}."),
-    ]
-    labels = [event.label for event in clip.events]
-    for event in clip.events:
-        if labels.count(event.label) == 1 and event.label != "clicks":
-            name = f'the word "{event.label}"' if event in words_of(clip) else f"the {event.label}"
-            asked.append((f"When does {name} start? Think first.", f"At {event.start:.2f} seconds."))
-            break
-    return asked
+def main_questions(clip: Clip, index: int) -> list[Question]:
+    """One question of every kind about the clip of this index, with its right answer."""
+    return questions(clip, np.random.default_rng([SEED, index]))
 
 
 def run(pipe: Any) -> str:
@@ -73,19 +56,23 @@ def run(pipe: Any) -> str:
         The answers, to be printed; each that is not to the letter what the clip holds is followed by what it holds.
     """
     parts = []
-    for path, clip in read_clips():
+    for index, (path, clip) in enumerate(read_clips()):
         parts.append(f"{path.name}, {clip.seconds:.1f} s. In it:\n{textwrap.indent(reasoning(clip), '    ')}\n")
-        asked = questions(clip)
-        inputs = [{"audio": str(path), "text": question} for question, _ in asked]
+        asked = main_questions(clip, index)
+        inputs = [{"audio": str(path), "text": question.prompt} for question in asked]
+        start = time.perf_counter()
         results = pipe(inputs, batch_size=len(inputs), max_new_tokens=256, do_sample=False)
-        for (question, right), result in zip(asked, results):
-            parts.append(_exchange(question, right, result))
+        seconds = time.perf_counter() - start
+        parts += [_exchange(question, result) for question, result in zip(asked, results)]
+        parts.append(f"  {len(asked)} answers in {seconds:.1f} s.\n")
     return "\n".join(parts)
 
 
-def _exchange(question: str, right: str, result: dict[str, Any]) -> str:
-    answer = result["generated_text"]
-    lines = [f"  {textwrap.shorten(question, 90, placeholder=' …')}"]
+def _exchange(question: Question, result: dict[str, Any]) -> str:
+    right, answer = split_reasoning(question.answer)[1], result["generated_text"]
+    lines = textwrap.wrap(
+        question.prompt, 110, initial_indent="  ", subsequent_indent="  ", max_lines=2, placeholder=" …"
+    )
     if result["reasoning"]:
         lines += [f"    ({line})" for line in result["reasoning"].splitlines()]
     lines.append(f"    {answer}")

@@ -11,14 +11,16 @@ import torch
 from transformers import pipeline
 from typer.testing import CliRunner
 
-from moss_audio import AudioTextToTextPipeline, MossAudioModel, MossAudioProcessor, parse_transcript
-from moss_audio.checkpoints import TINY
-from moss_audio.checkpoints.demo import read_clips
+from moss_audio import AudioTextToTextPipeline, MossAudioModel, MossAudioProcessor, parse_transcript, split_reasoning
+from moss_audio.checkpoints import TINY, demo
+from moss_audio.checkpoints.demo import main_questions, read_clips
 from moss_audio.cli import app
 from moss_audio.training.tiny_world import (
+    ASKERS,
     NO_SPEECH,
     RATE,
     TIMESTAMPS,
+    Question,
     coloured_noise,
     transcript,
     words_of,
@@ -126,10 +128,19 @@ def test_thinking_lists_the_events(pipe):
         assert [line.split(": ")[1] for line in result["reasoning"].splitlines()] == [e.label for e in clip.events]
 
 
-def test_saved_and_loaded_it_answers_the_same_without_the_package(pipe, tmp_path):
-    model = MossAudioModel.from_pretrained(TINY, dtype="auto")
-    model.save_pretrained(tmp_path / "saved")
-    MossAudioProcessor.from_pretrained(TINY).save_pretrained(tmp_path / "saved")
+def save(folder: Path):
+    MossAudioModel.from_pretrained(TINY, dtype="auto").save_pretrained(folder)
+    MossAudioProcessor.from_pretrained(TINY).save_pretrained(folder)
+
+
+def convert(folder: Path):
+    done = CliRunner().invoke(app, ["convert", str(TINY), str(folder)])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("write", [save, convert])
+def test_saved_or_converted_it_answers_the_same_without_the_package(write, pipe, tmp_path):
+    write(tmp_path / "saved")
     np.save(tmp_path / "clip.npy", waveform(CLIPS[0][0]))
     code = f"""
 import json
@@ -156,11 +167,42 @@ def test_a_long_recording_has_no_seams(pipe):
         assert abs(segment["start"] - start) < CLOSE and abs(segment["end"] - end) < CLOSE
 
 
+def right(question: Question, answer: str) -> bool:
+    """Whether an answer is the right one, times within `CLOSE`."""
+    if question.task == "description":
+        return answer == question.answer
+    texts = [split_reasoning(question.answer)[1], answer]
+    numbers = [[float(number) for number in re.findall(r"\d+\.\d+", text)] for text in texts]
+    same = len({re.sub(r"\d+\.\d+", "", text) for text in texts}) == 1
+    return same and all(abs(known - found) < CLOSE for known, found in zip(*numbers))
+
+
+@pytest.mark.parametrize("index", range(len(CLIPS)))
+def test_every_kind_of_question(pipe, index):
+    path, clip = CLIPS[index]
+    asked = main_questions(clip, index)
+    assert {question.task for question in asked} >= set(ASKERS)
+    answers = texts(pipe([{"audio": str(path), "text": question.prompt} for question in asked], max_new_tokens=256))
+    assert [answer for question, answer in zip(asked, answers) if not right(question, answer)] == []
+
+
 def test_the_demo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["demo"])
     assert done.exit_code == 0, done.output
     for path, clip in CLIPS:
-        assert path.name in done.output and f"    {transcript(clip)}\n" in done.output
-    wrong = [block for block in done.output.split("\n\n") if "in the clip:" in block]
-    assert all(re.search(r"timestamp|When", block.strip().splitlines()[0]) for block in wrong), wrong  # by hundredths
+        assert path.name in done.output and all(f": {event.label}\n" in done.output for event in clip.events)
+    assert len(re.findall(r"^  \d+ answers in \d+\.\d s\.$", done.output, re.MULTILINE)) == len(CLIPS)
+
+
+def test_the_demo_shows_what_is_wrong():
+    class Wrong:
+        """Answers everything by "7."."""
+
+        def __call__(self, inputs, **kwargs):
+            return [{"generated_text": "7.", "reasoning": None} for _ in inputs]
+
+    shown = demo.run(Wrong())
+    asked = [question for index, (_, clip) in enumerate(CLIPS) for question in main_questions(clip, index)]
+    assert shown.count("    7.\n") == shown.count("    in the clip: ") == len(asked)
+    assert all(f"    in the clip: {split_reasoning(question.answer)[1]}\n" in shown for question in asked)

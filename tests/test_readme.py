@@ -53,6 +53,12 @@ def test_a_snippet_runs(page, index, code, namespaces, tiny_folder):
             namespace["pipe"].generation_config.max_new_tokens = 8
 
 
+def test_the_small_checkpoint_answers_what_the_readme_says(capsys):
+    said, code = re.search(r"this prints `(.*?)`:?\n\n```python\n(.*?)```", README, flags=re.DOTALL).groups()
+    exec(code, {})
+    assert capsys.readouterr().out == f"{said}\n"
+
+
 def test_what_the_snippets_made(namespaces):
     namespace = namespaces["README"]
     assert set(namespace["result"]) == {"generated_text", "reasoning"}
