@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import TrainerState, pipeline
 
 import moss_audio
 from moss_audio import MossAudioModel, MossAudioProcessor
@@ -62,6 +62,9 @@ def test_frame_labels():
     assert labels[51, 1:].tolist() == [*none, 0, 2, *none, *none]  # it began in the one before
     assert labels[52, 1:].tolist() == [*none, 0, 2, *none, 1, 5]
     assert (labels[[0, 5, 48, 54, 59], 1:] == IGNORED).all()
+    # Where two overlap, the later one is heard, its times and no others.
+    both = frame_labels([Event(3.2, 3.9, "bell"), Event(3.6, 4.3, "one")], 60)
+    assert both[46].tolist() == [1 + LABELS.index("one"), 3, 6, *none, *none, *none]
 
 
 def test_words_read_and_heard_are_alike_from_the_start(made):
@@ -107,9 +110,8 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
     """And leave a checkpoint that loads without code of its own; an interrupted run goes on."""
     monkeypatch.setattr(train_tiny, "Vocabulary", lambda split: moss_audio.training.tiny_world.Vocabulary(split, 3))
     trainer = {"logging_steps": 1, "eval_steps": 20, "save_steps": 20, "dataloader_persistent_workers": False}
-    settings = Settings(
-        encoder_steps=20, steps=40, batch_size=8, warmup_steps=5, clips=200, dev_clips=8, workers=0, trainer=trainer
-    )
+    steps = {"encoder_steps": 20, "word_steps": 20, "steps": 40, "list_steps": 20, "short_steps": 10}
+    settings = Settings(**steps, batch_size=8, warmup_steps=5, clips=200, dev_clips=8, workers=0, trainer=trainer)
     folder = train(settings, tmp_path)
     for stage, drop in (("encoder", 0.9), ("model", 0.75)):
         log = json.loads((tmp_path / stage / "log.json").read_text())
@@ -141,3 +143,25 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="other settings"):
         train(Settings(seed=1), tmp_path)
+
+
+def test_steps_that_do_not_fit_each_other_are_refused(tmp_path):
+    for wrong in ({"steps": 100}, {"short_steps": 2000}, {"encoder_steps": 0}):
+        with pytest.raises(ValueError, match="list_steps .* steps"):
+            train(Settings(**wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_times_count_for_more_once_the_words_are_known(made):
+    ear = train_tiny.Ear(make_model(made))
+    callback = train_tiny.TimesLater(100)
+    for step, share in ((0, 0.1), (99, 0.1), (100, 0.4), (5000, 0.4)):  # a resumed run has its step from the start
+        callback.on_step_begin(None, TrainerState(global_step=step), None, model=ear)
+        assert ear.heads.times_share == share
+    states, labels = torch.randn(6, 256), torch.full((6, 9), IGNORED)
+    labels[:, 0], labels[2:4, 5] = torch.tensor([0, 0, 3, 4, 0, 1]), 7
+    losses = {}
+    for ear.heads.times_share in (0.0, 0.1, 0.4):
+        losses[ear.heads.times_share] = ear.heads(states, labels)[0].item()
+    assert losses[0.4] - losses[0.0] == pytest.approx(4 * (losses[0.1] - losses[0.0]), rel=1e-4)
+    assert losses[0.1] > losses[0.0]
