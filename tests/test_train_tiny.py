@@ -67,9 +67,9 @@ def test_frame_labels():
     assert both[46].tolist() == [1 + LABELS.index("one"), 3, 6, *none, *none, *none]
 
 
-def test_words_read_and_heard_are_alike_from_the_start(made):
+def test_what_is_read_and_heard_is_alike_from_the_start(made):
     model, heads = make_model(made), train_tiny.Heads(256).linear.weight
-    train_tiny.embed_labels(model, made.tokenizer, heads)
+    train_tiny.embed_what_is_heard(model, made.tokenizer, heads)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     heard = heads[1 : 1 + len(LABELS)]
     for space, labels in ((" ", LABELS), ("", WORDS)):
@@ -78,6 +78,42 @@ def test_words_read_and_heard_are_alike_from_the_start(made):
         alike = torch.nn.functional.cosine_similarity(read[:, None], heard[None], dim=-1)
         assert alike.argmax(1).tolist() == [LABELS.index(label) for label in labels]
         assert alike.max(1).values.min() > 0.7
+    digits = [made.tokenizer(str(digit))["input_ids"][-1] for digit in range(10)]
+    read = model.get_input_embeddings().weight[digits]
+    for column in (2, 4, 5, 7):  # tenths and hundredths of start and end
+        heard = heads.split(train_tiny.HEARD)[column]
+        alike = torch.nn.functional.cosine_similarity(read[:, None], heard[None], dim=-1)
+        assert alike.argmax(1).tolist() == list(range(10)) and alike.max(1).values.min() > 0.3
+
+
+def test_a_new_decoder_hands_on_what_it_attends_to(made):
+    model = make_model(made)
+    train_tiny.hand_on_what_is_attended_to(model)
+    states = torch.randn(1, 1, 256)  # alone, it attends to itself
+    for layer in model.language_model.layers:
+        angles = model.language_model.rotary_emb(states, torch.zeros(1, 1, dtype=torch.long))
+        with torch.no_grad():
+            handed_on, _ = layer.self_attn(states, angles, attention_mask=None)
+        torch.testing.assert_close(handed_on, states, rtol=0, atol=1e-4)
+
+
+def test_what_the_mergers_add_begins_small(made):
+    torch.manual_seed(0)
+    model, features = make_model(made), torch.randn(3, 128, 160)
+    with torch.no_grad():
+        for layer in model.audio_encoder.layers:  # as in an ear that has learned, intermediate states are large
+            layer.fc2.weight.mul_(20)
+    before = sizes_of_what_is_heard(model, features)
+    train_tiny.quieten_mergers(model, features)
+    after = sizes_of_what_is_heard(model, features)
+    assert len(after) == 4 and min(before[1:]) > 2 * before[0]
+    assert after[0] == before[0] and all(0.02 * after[0] < size < 0.5 * after[0] for size in after[1:])
+
+
+@torch.no_grad()
+def sizes_of_what_is_heard(model, features):
+    heard = model.get_audio_features(features, torch.full((len(features),), features.shape[-1]), return_dict=True)
+    return [states.pow(2).mean().sqrt().item() for states in (heard.pooler_output, *heard.deepstack_features)]
 
 
 def test_lists_about_short_clips_come_first_then_other_lists_and_each_comes_once(made, tmp_path):

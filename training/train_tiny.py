@@ -79,11 +79,11 @@ SIZES = {
     },
     "language_config": {
         "hidden_size": 256,
-        "intermediate_size": 704,
+        "intermediate_size": 672,
         "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 32,
         "max_position_embeddings": 4096,
         "rope_theta": 1e4,
         "rms_norm_eps": 1e-6,
@@ -195,6 +195,7 @@ OFFSETS = 8  # hundredths of a second in a token
 HEARD = (1 + len(LABELS), 4, 10, 4, 10, 10, OFFSETS, 10, OFFSETS)  # how many values each column of `frame_labels` has
 TIMES_SHARES = (0.1, 0.4)  # what each column of times counts beside the label: while the words are learned, and then
 IGNORED = -100
+MERGER_SHARE = 0.1  # of what the adapter hands on, about: what the mergers add when the decoder begins to learn
 
 
 def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) -> np.ndarray:
@@ -370,9 +371,9 @@ class Settings:
 
     encoder_steps: int = 5200
     word_steps: int = 2640  # the first of them, in which times count for little
-    steps: int = 4500
+    steps: int = 4000
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     encoder_learning_rate: float = 1e-3  # while it learns alone
     list_steps: int = 1500  # with which the second stage begins: one turn, which lists what is heard
     short_steps: int = 200  # the first of them, on the shortest clips
@@ -384,6 +385,7 @@ class Settings:
     workers: int = 1
     taps: Optional[int] = None
     time_markers: bool = True
+    compile: bool = False  # the decoder's layers, by torch.compile: a quarter less time; it wants a C++ compiler
     trainer: dict[str, Any] = field(default_factory=dict)
 
 
@@ -453,17 +455,53 @@ def train_encoder(
 
 
 @torch.no_grad()
-def embed_labels(model: MossAudioModel, tokenizer: PreTrainedTokenizerFast, heads: torch.Tensor):
+def embed_what_is_heard(model: MossAudioModel, tokenizer: PreTrainedTokenizerFast, heads: torch.Tensor):
     """
-    Puts the tokens of the labels where the heads (weights of [`Heads`]) look for their sounds, so that a word read and the
-    same word heard are alike to a decoder that has learned nothing yet.
+    Puts the tokens of labels and digits where the heads (weights of [`Heads`]) look for them, so that what is read and what
+    is heard are alike to a decoder that has learned nothing yet.
     """
     table = model.get_input_embeddings().weight
-    heard = nn.functional.normalize(heads[1 : 1 + len(LABELS)]) * table.norm(dim=-1).mean()
-    for label, direction in zip(LABELS, heard):
-        for text in (f" {label}", label) if label in WORDS else (f" {label}",):
+    parts = heads.split(HEARD)
+    tenths_and_hundredths = (part - part.mean(0) for part, size in zip(parts, HEARD) if size == 10)
+    digits = sum(nn.functional.normalize(part) for part in tenths_and_hundredths)
+    texts = [(label, f" {label}") if label in WORDS else (f" {label}",) for label in LABELS]
+    texts += [(str(digit),) for digit in range(10)]
+    size = table.norm(dim=-1).mean()
+    for names, direction in zip(texts, nn.functional.normalize(torch.cat([parts[0][1:], digits]))):
+        for text in names:
             token = tokenizer(text)["input_ids"][-1]
-            table[token] = 0.9 * direction + 0.4 * table[token]
+            table[token] = 0.9 * size * direction + 0.4 * table[token]
+
+
+@torch.no_grad()
+def hand_on_what_is_attended_to(model: MossAudioModel):
+    """
+    Lets each attention of a new decoder begin by handing on unchanged what it attends to: the value and output projections
+    are each other's inverse. (After Trockman and Kolter, Mimetic Initialization of Self-Attention Layers, 2023.) What a
+    head looks for can be learned once finding it helps, and here it does from the start.
+    """
+    for layer in model.language_model.layers:
+        values, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+        nn.init.orthogonal_(values)
+        output.copy_(values.T)
+
+
+@torch.no_grad()
+def quieten_mergers(model: MossAudioModel, features: torch.Tensor):
+    """
+    Scales new mergers by what they hear in `features` (clips, num_mel_bins, frames) so that they begin by adding little.
+
+    The encoder's intermediate states are not normalised as its last one is, and a merger multiplies them with each other:
+    an ear that was taught without them leaves sums in which what the adapter hands on, and all that the decoder's own layers
+    could add, is lost.
+    """
+    lengths = torch.full((len(features),), features.shape[-1], device=features.device)
+    taps = model.audio_encoder(features, lengths).deepstack_hidden_states
+    for merger, tap in zip(model.deepstack_audio_merger_list, taps):
+        size = tap.float().pow(2).mean().sqrt()
+        merger.gate_proj.weight /= size
+        merger.up_proj.weight /= size
+        merger.down_proj.weight *= MERGER_SHARE
 
 
 def train_decoder(
@@ -478,7 +516,13 @@ def train_decoder(
         model.get_submodule(name).load_state_dict(taught[name])
         # A decoder that cannot listen yet takes sound for a disturbance, and would wear out what has learned to hear.
         model.get_submodule(name).requires_grad_(False)
-    embed_labels(model, processor.tokenizer, taught["heads"]["linear.weight"])
+    embed_what_is_heard(model, processor.tokenizer, taught["heads"]["linear.weight"])
+    hand_on_what_is_attended_to(model)
+    clips = [log_mel(torch.from_numpy(dev[index].waveform[: 2 * RATE])) for index in range(16)]
+    quieten_mergers(model, torch.stack(clips))
+    if settings.compile:
+        for layer in model.language_model.layers:
+            layer.compile(dynamic=True)
     count = settings.steps * settings.batch_size
     lists = min(settings.list_steps * settings.batch_size, count)
     trainer = TinyTrainer(
@@ -601,12 +645,14 @@ def main(arguments: Optional[list[str]] = None):
         default = getattr(Settings, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
+    parser.add_argument("--compile", action="store_true", help="compile the decoder's layers; needs a C++ compiler")
     parser.add_argument("--no-deepstack", action="store_true", help="a model without mergers")
     parser.add_argument("--no-time-markers", action="store_true", help="prompts without time markers")
     options = parser.parse_args(arguments)
     settings = Settings(
         **{name: getattr(options, name) for name in numbers},
         learning_rate=options.learning_rate,
+        compile=options.compile,
         taps=0 if options.no_deepstack else None,
         time_markers=not options.no_time_markers,
     )
