@@ -335,8 +335,8 @@ class TranscriptParser:
         begins = bool(piece.strip()) and (not self._run or self._run.isspace())
         self._run += piece
         self._advance(count)
-        if begins and (text := self._run.lstrip()):
-            self._settle(_distance(self._run[: len(self._run) - len(text)]))
+        if begins:
+            self._settle(_distance(self._run[: len(self._run) - len(self._run.lstrip())]))
         while (end := self._end_of_text()) is not None:
             rest, position = self._run[end:], self._run_position + end
             self._run = self._run[:end]

@@ -29,6 +29,7 @@ def trained(monkeypatch):
         return {"tasks": tasks}
 
     monkeypatch.setattr(ablation, "train", train)
+    monkeypatch.setattr(ablation, "read_samples", lambda path, limit: [])
     monkeypatch.setattr(ablation, "measure", measure)
     monkeypatch.setattr(ablation, "save", lambda report, path: path.write_text(json.dumps(report)))
     return runs
@@ -50,6 +51,28 @@ def test_the_table(trained, tmp_path):
     assert lines[3].startswith("| without DeepStack | 2.25% (2.00% to 2.50%) |")
     assert lines[4].startswith("| without time markers | 4.25% (4.00% to 4.50%) |")
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
+
+
+def test_other_options_and_bad_data_are_refused_and_what_nobody_matched_is_blank(trained, tmp_path, monkeypatch):
+    arguments = [str(tmp_path / "out"), "--data", "test.jsonl", "--seeds", "0"]
+    measure = ablation.measure
+
+    def unmatched(*args) -> dict:
+        report = measure(*args)
+        report["tasks"]["timestamps"]["aas_ms"] = None
+        del report["tasks"]["when"]
+        return report
+
+    monkeypatch.setattr(ablation, "measure", unmatched)
+    ablation.main(arguments)
+    line = (tmp_path / "out" / "ablation.md").read_text().splitlines()[2]
+    assert line == "| full | 1.00% |  | 1.0% | 0.010 |  | 1.0% | 1.0% | 1.0% |"
+    with pytest.raises(SystemExit, match="other options"):
+        ablation.main([*arguments, "--steps", "3000"])
+    monkeypatch.undo()
+    with pytest.raises(SystemExit, match="no.jsonl"):
+        ablation.main([str(tmp_path / "new"), "--data", "no.jsonl"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_interrupted_one_goes_on_and_shows_what_is_there(trained, tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_how_tasks_are_measured(data):
         line("free words", metric="cer"),
     )
     samples = read_samples(path, {"choice": "wer"})
-    expected = ["wer", "timestamps", "events", "wer", "times", "exact", "wer", "wer", "exact", "timestamps", "cer"]
+    expected = ["wer", "timestamps", "events", "wer", "times", "exact", "wer", "wer", "choice", "timestamps", "cer"]
     assert [sample.metric for sample in samples] == expected
     assert samples[5].reference == "1." and samples[7].task == "all" and samples[2].events == ["beep", "go"]
     assert [message["role"] for message in samples[0].messages] == ["user"]
@@ -92,6 +92,28 @@ def test_what_cannot_be_measured(data):
         read_samples(path, {"sounds": "events"})
     with pytest.raises(DataError, match="line 2: `metric` is 'bleu'"):
         read_samples(path)
+    with pytest.raises(DataError, match=r"line 1: `events` must be a list of .*'beep'"):
+        read_samples(data(line("A beep.", "description", events=["beep"])))
+    with pytest.raises(DataError, match="line 1: `duration` must be a number of seconds; it is 'long'"):
+        read_samples(data(line("A beep.", "qa", duration="long")))
+    with pytest.raises(ValueError, match="task 'sound', which no sample has; there are qa, sounds"):
+        read_samples(data(line("a", "sounds"), line("a", "qa")), {"sound": "cer"})
+
+
+def test_interrupted_it_measures_what_was_answered(data):
+    pipe = ScriptedPipeline({"a": "yes"})  # the third question is not in the script
+    forward = pipe.forward
+
+    def interrupted(batch, **generate_kwargs):
+        if "c" in batch["prompt"]:
+            raise KeyboardInterrupt
+        return forward(batch, **generate_kwargs)
+
+    pipe.forward = interrupted
+    path = data(*(line("yes", "qa", question, duration=index) for index, question in enumerate("aac")))
+    report = evaluate(pipe, read_samples(path), batch_size=2, progress=False)
+    assert report["tasks"]["qa"] == {"metric": "exact", "samples": 2, "accuracy": 1}
+    assert [row.get("error") for row in report["answers"]] == [None, None, "interrupted before its answer"]
 
 
 def test_answers_are_measured_by_task(data, tmp_path):
@@ -188,7 +210,11 @@ def test_the_command(data, tmp_path, tiny_folder):
     (tmp_path / "a.wav").write_bytes(b"no sound")
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 1 and "2 of 2 samples could not be answered" in done.stderr
-    for wrong, message in ((["--metric", "presence=bleu"], "'bleu'"), (["--data", "no.jsonl"], "no.jsonl")):
+    for wrong, message in (
+        (["--metric", "presence=bleu"], "'bleu'"),
+        (["--data", "no.jsonl"], "no.jsonl"),
+        (["--output", str(tmp_path)], "is a folder"),
+    ):
         done = CliRunner().invoke(app, [*arguments, *wrong])
         assert done.exit_code == 2 and message in done.stderr
 

@@ -4,6 +4,7 @@ import pytest
 
 from moss_audio.training.scoring import (
     character_error_rate,
+    chosen_letters,
     event_f1,
     exact_match,
     find_events,
@@ -62,6 +63,11 @@ def test_a_segment_that_was_cut_elsewhere_matches_at_its_own_ends_only():
     assert score.figures["wer"] == 0 and score.wrong == [True]
 
 
+def test_a_timestamp_that_is_off_by_just_the_collar_is_right():
+    assert timestamp_score(["[3.42]a[4.00]"], ["[3.62]a[4.00]"]).wrong == [False]
+    assert timestamp_score(["[3.42]a[4.00]"], ["[3.63]a[4.00]"]).wrong == [True]
+
+
 def test_timestamps_that_are_far_off_or_missing_are_wrong():
     far = timestamp_score(["[0.00]a[1.00]"], ["[0.00]a[1.30]"])
     assert far.wrong == [True] and far.figures["aas_ms"] == pytest.approx(150)
@@ -75,6 +81,12 @@ def test_exact_match():
     score = exact_match(["A", "Yes.", "a bell"], ["a.", "No.", "A bell."])
     assert score.figures == {"accuracy": pytest.approx(2 / 3)} and score.wrong == [False, True, False]
     assert exact_match([], []).figures == {"accuracy": None}
+
+
+def test_a_choice_is_read_like_the_pipelines():
+    answers = ["B", "B. a dog", "The answer is C.", "A or B", "a bell", "none"]
+    score = chosen_letters(["B", "B", "B", "B", "A bell.", "B"], answers)
+    assert score.wrong == [False, False, True, True, False, True] and score.figures == {"accuracy": 0.5}
 
 
 def test_times_within_the_collar_are_right():

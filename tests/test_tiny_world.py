@@ -214,6 +214,9 @@ def test_written_data_is_training_data(tmp_path, capsys):
         waveform, rate = soundfile.read(tmp_path / clip["path"])
         assert rate == RATE and abs(len(waveform) / RATE - clip["duration"]) < 1e-3
         assert np.abs(waveform - world[index].waveform).max() < 1e-4
+    for row in map(json.loads, (tmp_path / "test.jsonl").read_text().splitlines()):
+        silent = not any(event["label"] in WORDS for event in row["events"])
+        assert row["task"] not in (("transcription", "timestamps") if silent else ("no-speech",))
         assert [Event(**event) for event in clip["events"]] == world[index].events
     tasks = {sample["task"] for sample in samples}
     assert {"transcription", "timestamps", "description", "count", "presence", "choice"} <= tasks
@@ -225,8 +228,8 @@ def test_written_data_is_training_data(tmp_path, capsys):
 def test_a_machine_without_espeak_is_told(monkeypatch):
     from moss_audio.training import tiny_world
 
-    tiny_world._espeak.cache_clear()
+    tiny_world.check_espeak.cache_clear()
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RuntimeError, match="install it"):
         speak("one", "en-us")
-    tiny_world._espeak.cache_clear()
+    tiny_world.check_espeak.cache_clear()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import TrainerState, pipeline
 
 import moss_audio
 from moss_audio import MossAudioModel, MossAudioProcessor
@@ -62,11 +62,14 @@ def test_frame_labels():
     assert labels[51, 1:].tolist() == [*none, 0, 2, *none, *none]  # it began in the one before
     assert labels[52, 1:].tolist() == [*none, 0, 2, *none, 1, 5]
     assert (labels[[0, 5, 48, 54, 59], 1:] == IGNORED).all()
+    # Where two overlap, the later one is heard, its times and no others.
+    both = frame_labels([Event(3.2, 3.9, "bell"), Event(3.6, 4.3, "one")], 60)
+    assert both[46].tolist() == [1 + LABELS.index("one"), 3, 6, *none, *none, *none]
 
 
-def test_words_read_and_heard_are_alike_from_the_start(made):
+def test_what_is_read_and_heard_is_alike_from_the_start(made):
     model, heads = make_model(made), train_tiny.Heads(256).linear.weight
-    train_tiny.embed_labels(model, made.tokenizer, heads)
+    train_tiny.embed_what_is_heard(model, made.tokenizer, heads)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     heard = heads[1 : 1 + len(LABELS)]
     for space, labels in ((" ", LABELS), ("", WORDS)):
@@ -75,6 +78,42 @@ def test_words_read_and_heard_are_alike_from_the_start(made):
         alike = torch.nn.functional.cosine_similarity(read[:, None], heard[None], dim=-1)
         assert alike.argmax(1).tolist() == [LABELS.index(label) for label in labels]
         assert alike.max(1).values.min() > 0.7
+    digits = [made.tokenizer(str(digit))["input_ids"][-1] for digit in range(10)]
+    read = model.get_input_embeddings().weight[digits]
+    for column in (2, 4, 5, 7):  # tenths and hundredths of start and end
+        heard = heads.split(train_tiny.HEARD)[column]
+        alike = torch.nn.functional.cosine_similarity(read[:, None], heard[None], dim=-1)
+        assert alike.argmax(1).tolist() == list(range(10)) and alike.max(1).values.min() > 0.3
+
+
+def test_a_new_decoder_hands_on_what_it_attends_to(made):
+    model = make_model(made)
+    train_tiny.hand_on_what_is_attended_to(model)
+    states = torch.randn(1, 1, 256)  # alone, it attends to itself
+    for layer in model.language_model.layers:
+        angles = model.language_model.rotary_emb(states, torch.zeros(1, 1, dtype=torch.long))
+        with torch.no_grad():
+            handed_on, _ = layer.self_attn(states, angles, attention_mask=None)
+        torch.testing.assert_close(handed_on, states, rtol=0, atol=1e-4)
+
+
+def test_what_the_mergers_add_begins_small(made):
+    torch.manual_seed(0)
+    model, features = make_model(made), torch.randn(3, 128, 160)
+    with torch.no_grad():
+        for layer in model.audio_encoder.layers:  # as in an ear that has learned, intermediate states are large
+            layer.fc2.weight.mul_(20)
+    before = sizes_of_what_is_heard(model, features)
+    train_tiny.quieten_mergers(model, features)
+    after = sizes_of_what_is_heard(model, features)
+    assert len(after) == 4 and min(before[1:]) > 2 * before[0]
+    assert after[0] == before[0] and all(0.02 * after[0] < size < 0.5 * after[0] for size in after[1:])
+
+
+@torch.no_grad()
+def sizes_of_what_is_heard(model, features):
+    heard = model.get_audio_features(features, torch.full((len(features),), features.shape[-1]), return_dict=True)
+    return [states.pow(2).mean().sqrt().item() for states in (heard.pooler_output, *heard.deepstack_features)]
 
 
 def test_lists_about_short_clips_come_first_then_other_lists_and_each_comes_once(made, tmp_path):
@@ -107,9 +146,8 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
     """And leave a checkpoint that loads without code of its own; an interrupted run goes on."""
     monkeypatch.setattr(train_tiny, "Vocabulary", lambda split: moss_audio.training.tiny_world.Vocabulary(split, 3))
     trainer = {"logging_steps": 1, "eval_steps": 20, "save_steps": 20, "dataloader_persistent_workers": False}
-    settings = Settings(
-        encoder_steps=20, steps=40, batch_size=8, warmup_steps=5, clips=200, dev_clips=8, workers=0, trainer=trainer
-    )
+    steps = {"encoder_steps": 20, "word_steps": 20, "steps": 40, "list_steps": 20, "short_steps": 10}
+    settings = Settings(**steps, batch_size=8, warmup_steps=5, clips=200, dev_clips=8, workers=0, trainer=trainer)
     folder = train(settings, tmp_path)
     for stage, drop in (("encoder", 0.9), ("model", 0.75)):
         log = json.loads((tmp_path / stage / "log.json").read_text())
@@ -141,3 +179,25 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="other settings"):
         train(Settings(seed=1), tmp_path)
+
+
+def test_steps_that_do_not_fit_each_other_are_refused(tmp_path):
+    for wrong in ({"steps": 100}, {"short_steps": 2000}, {"encoder_steps": 0}):
+        with pytest.raises(ValueError, match="list_steps .* steps"):
+            train(Settings(**wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_times_count_for_more_once_the_words_are_known(made):
+    ear = train_tiny.Ear(make_model(made))
+    callback = train_tiny.TimesLater(100)
+    for step, share in ((0, 0.1), (99, 0.1), (100, 0.4), (5000, 0.4)):  # a resumed run has its step from the start
+        callback.on_step_begin(None, TrainerState(global_step=step), None, model=ear)
+        assert ear.heads.times_share == share
+    states, labels = torch.randn(6, 256), torch.full((6, 9), IGNORED)
+    labels[:, 0], labels[2:4, 5] = torch.tensor([0, 0, 3, 4, 0, 1]), 7
+    losses = {}
+    for ear.heads.times_share in (0.0, 0.1, 0.4):
+        losses[ear.heads.times_share] = ear.heads(states, labels)[0].item()
+    assert losses[0.4] - losses[0.0] == pytest.approx(4 * (losses[0.1] - losses[0.0]), rel=1e-4)
+    assert losses[0.1] > losses[0.0]

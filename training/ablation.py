@@ -13,12 +13,14 @@
 # limitations under the License.
 """What DeepStack and time markers are good for: small models trained alike, with both, without the one, without the other.
 
-`python -m moss_audio.training.ablation OUT --data TEST.jsonl` trains each from the same encoder on the same clips, and
-measures them on a data file of `tiny_world`. Interrupted, it goes on with what is missing.
+`python -m moss_audio.training.ablation OUT --data TEST.jsonl` trains them with the same ear on the same conversations, and
+measures them on a data file of `tiny_world`; every seed has an ear and conversations of its own. Interrupted, it goes on
+with what is missing.
 """
 
 import argparse
 import json
+import sys
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -61,11 +63,25 @@ def run(
     Trains and measures every variant with the first seed, then the full model with the others, then all that is left.
 
     Args:
-        encoder: weights of a taught encoder for all of them; by default each seed teaches one of its own.
+        encoder: weights of a taught encoder for all of them, which leaves its share out of the spread; by default each
+            seed teaches one of its own.
 
     Returns:
         The tasks of each run, by variant. The table and the picture are written after each, as far as they go.
+
+    Raises:
+        ValueError: where `folder` holds an ablation with other options, seeds aside.
+        DataError: where `data` cannot be used.
     """
+    read_samples(data, limit=limit)  # what is wrong with it is to be known before the trainings
+    written = json.dumps(
+        {**settings, "data": str(data), "limit": limit, "encoder": encoder and str(encoder)}, indent=2
+    )
+    options = folder / "options.json"
+    if options.exists() and options.read_text(encoding="utf-8") != written:
+        raise ValueError(f"{folder} holds an ablation with other options (see {options}); choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    options.write_text(written, encoding="utf-8")
     results: dict[str, list] = {}
     for variant, seed in sorted(product(VARIANTS, seeds), key=lambda one: (one[1] != seeds[0], one[0] != "full")):
         home = folder / f"{variant.replace(' ', '-')}-{seed}"
@@ -90,11 +106,17 @@ def table(results: dict[str, list]) -> str:
     for variant, runs in results.items():
         cells = []
         for task, figure, _, form in FIGURES:
-            values = [tasks[task][figure] for tasks in runs]
+            values = _values(runs, task, figure)
             spread = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
-            cells.append(form.format(mean(values)) + spread)
+            cells.append(form.format(mean(values)) + spread if values else "")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _values(runs: list, task: str, figure: str) -> list[float]:
+    """A figure of each run that has it: nothing is matched where nothing is heard."""
+    values = [tasks.get(task, {}).get(figure) for tasks in runs]
+    return [value for value in values if value is not None]
 
 
 def draw(results: dict[str, list], path: Path):
@@ -107,8 +129,8 @@ def draw(results: dict[str, list], path: Path):
     figure, axes = pyplot.subplots(2, len(FIGURES) // 2, figsize=(11, 5), layout="constrained")
     for axis, (task, name, title, _) in zip(axes.flat, FIGURES):
         for index, (variant, runs) in enumerate(results.items()):
-            values = [tasks[task][name] for tasks in runs]
-            axis.bar(index, mean(values), color=f"C{index}", alpha=0.6, label=variant)
+            values = _values(runs, task, name)
+            axis.bar(index, mean(values) if values else 0, color=f"C{index}", alpha=0.6, label=variant)
             axis.plot([index] * len(values), values, "k.", markersize=5)
         axis.set(title=title, xticks=[])
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(results))
@@ -123,17 +145,17 @@ def main(arguments: Optional[list[str]] = None):
     parser.add_argument("--data", type=Path, required=True, help="a data file of tiny_world to measure on")
     parser.add_argument("--limit", type=int, help="measure on its first so many samples; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--encoder-steps", type=int, default=Settings.encoder_steps)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
-    parser.add_argument("--list-steps", type=int, default=Settings.list_steps)
-    parser.add_argument("--short-steps", type=int, default=Settings.short_steps)
+    defaults = {name: getattr(Settings, name) for name in ("encoder_steps", "word_steps", "short_steps", "batch_size")}
+    defaults.update(steps=2000, list_steps=1000)
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--encoder", type=Path, help="an `encoder.pt` of train_tiny for all, instead of one a seed")
     options = parser.parse_args(arguments)
-    names = ("encoder_steps", "steps", "batch_size", "list_steps", "short_steps")
-    settings = {name: getattr(options, name) for name in names}
-    options.folder.mkdir(parents=True, exist_ok=True)
-    print(table(run(options.folder, options.data, settings, options.seeds, options.limit, options.encoder)))
+    settings = {name: getattr(options, name) for name in defaults}
+    try:
+        print(table(run(options.folder, options.data, settings, options.seeds, options.limit, options.encoder)))
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

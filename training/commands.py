@@ -104,7 +104,7 @@ def evaluate(
     metric: Annotated[
         Optional[list[str]],
         typer.Option(
-            help="TASK=METRIC where the default does not fit: wer, cer, timestamps, exact, times or events.",
+            help="TASK=METRIC where the default does not fit: wer, cer, timestamps, exact, choice, times, events.",
             show_default=False,
         ),
     ] = None,
@@ -129,6 +129,8 @@ def evaluate(
 
     try:
         import_jiwer()
+        if output is not None and output.is_dir():
+            raise ValueError(f"--output {output} is a folder; name a JSON file.")
         pairs = [entry.partition("=") for entry in metric or ()]
         if bare := [task for task, sign, _ in pairs if not sign]:
             raise ValueError(f"--metric {bare[0]} names no metric; write TASK=METRIC, e.g. {bare[0]}=exact.")
@@ -137,11 +139,14 @@ def evaluate(
         _fail(error)
     pipe = load_pipeline(model, device, dtype)
     report = measure(pipe, samples, batch_size, max_new_tokens=max_new_tokens)
-    if output is not None:
-        save({"model": model, "data": str(data), **report}, output)
     print(table(report["tasks"]))
     for line in wrong_answers(report["answers"], show_wrong):
         print(line)
+    if output is not None:
+        try:
+            save({"model": model, "data": str(data), **report}, output)
+        except OSError as error:
+            _fail(error)
     failed = [row for row in report["answers"] if "error" in row]
     for row in failed:
         print(f"moss-audio: {row['origin']}: {row['error']}", file=sys.stderr)

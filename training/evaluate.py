@@ -18,7 +18,9 @@ into a row of the table, and `metric` says how it is measured.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -37,11 +39,12 @@ THINKING = "-thinking"  # the end of a task's name: its answers are measured lik
 METRICS_OF_TASKS = {
     **dict.fromkeys(("transcription", "transcribe", "asr"), "wer"),
     **dict.fromkeys(("timestamps", "word-timestamps", "sentence-timestamps", "diarization"), "timestamps"),
-    **dict.fromkeys(("question", "qa", "count", "order", "presence", "choice", "multiple-choice"), "exact"),
+    **dict.fromkeys(("question", "qa", "count", "order", "presence", "no-speech"), "exact"),
+    **dict.fromkeys(("choice", "multiple-choice"), "choice"),
     **dict.fromkeys(("description", "describe", "caption"), "events"),
     "when": "times",
 }
-METRICS = ("wer", "cer", "timestamps", "exact", "times", "events")
+METRICS = ("wer", "cer", "timestamps", "exact", "choice", "times", "events")
 
 
 class Sample(NamedTuple):
@@ -68,14 +71,20 @@ def read_samples(
 
     Raises:
         DataError: where the data cannot be used, or a sample lacks what its metric needs.
-        ValueError: for a metric that does not exist.
+        ValueError: for a metric that does not exist, or one of a task that no sample has.
     """
     for task, metric in (chosen or {}).items():
         if metric not in METRICS:
             raise ValueError(f"the metric {metric!r} of task {task!r} is none of {', '.join(METRICS)}.")
     rows = load_samples(data)
     count = len(rows) if limit is None else min(limit, len(rows))
-    return [_sample(rows[index], chosen or {}) for index in range(count)]
+    samples = [_sample(rows[index], chosen or {}) for index in range(count)]
+    tasks = {sample.task for sample in samples}
+    for task in (chosen or {}).keys() - tasks:
+        raise ValueError(
+            f"a metric is given for task {task!r}, which no sample has; there are {', '.join(sorted(tasks))}."
+        )
+    return samples
 
 
 def _sample(row: Mapping[str, Any], chosen: Mapping[str, str]) -> Sample:
@@ -93,8 +102,17 @@ def _sample(row: Mapping[str, Any], chosen: Mapping[str, str]) -> Sample:
             f"{row['origin']}: task {task!r} is measured by events, and the sample has no `events`, a list of "
             f'{{"label": …}}; add them, or choose another metric (`--metric {task}=wer`).'
         )
-    labels = None if events is None else [str(event["label"]) for event in events]
-    return Sample(row["origin"], task, metric, messages, reference, labels, float(row.get("duration") or 0))
+    try:
+        labels = None if events is None else [str(event["label"]) for event in events]
+    except (TypeError, KeyError) as error:
+        raise DataError(f'{row["origin"]}: `events` must be a list of {{"label": …}}; it is {events!r}.') from error
+    try:
+        seconds = float(row.get("duration") or 0)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{row['origin']}: `duration` must be a number of seconds; it is {row['duration']!r}."
+        ) from error
+    return Sample(row["origin"], task, metric, messages, reference, labels, seconds)
 
 
 def _metric(task: str, reference: str, events: Any) -> str:
@@ -104,7 +122,7 @@ def _metric(task: str, reference: str, events: Any) -> str:
         return "wer" if metric == "events" and events is None else metric
     if any(segment.start is not None for segment in parse_transcript(reference)):
         return "timestamps"
-    return "exact" if len(reference) == 1 else "wer"
+    return "choice" if re.fullmatch("[A-D]", reference) else "exact" if len(reference) == 1 else "wer"
 
 
 def answers(
@@ -128,7 +146,8 @@ def evaluate(
     **generate_kwargs,
 ) -> dict[str, Any]:
     """
-    Answers all samples and measures the answers.
+    Answers all samples and measures the answers. Interrupted (Ctrl-C), it measures what was answered; the other samples
+    have an `error`.
 
     Args:
         pipe ([`~moss_audio.AudioTextToTextPipeline`]): of the checkpoint.
@@ -137,15 +156,15 @@ def evaluate(
         generate_kwargs: e.g. `max_new_tokens`; greedy unless said otherwise.
 
     Returns:
-        `tasks`: for each task (`TASK (METRIC)` where its samples are measured in several ways) its `metric`, the number of `samples` and the figures of the metric (see
-        [`~moss_audio.training.scoring`]); `answers`: a dict with `origin`, `task`, `question`, `reference`, `answer`,
+        `tasks`: for each task (`TASK (METRIC)` where its samples are measured in several ways) its `metric`, the number of
+        `samples` and the figures of the metric (see [`~moss_audio.training.scoring`]); `answers`: a dict with `origin`, `task`, `question`, `reference`, `answer`,
         `reasoning` and `wrong` for each sample, or with `error`.
     """
     from tqdm.auto import tqdm
 
     generate_kwargs = {"do_sample": False, **generate_kwargs}
-    results: list[dict[str, Any]] = [{}] * len(samples)
-    with tqdm(total=len(samples), unit="sample", disable=not progress) as bar:
+    results: list[dict[str, Any]] = [{"error": "interrupted before its answer"}] * len(samples)
+    with tqdm(total=len(samples), unit="sample", disable=not progress) as bar, suppress(KeyboardInterrupt):
         for index, result in answers(pipe, samples, batch_size, **generate_kwargs):
             results[index] = result
             bar.update()
@@ -188,6 +207,7 @@ def _score(metric: str, samples: Sequence[Sample], found: list[str], labels: Seq
         "cer": scoring.character_error_rate,
         "timestamps": scoring.timestamp_score,
         "exact": scoring.exact_match,
+        "choice": scoring.chosen_letters,
         "times": scoring.time_answers,
     }
     return functions[metric](references, found)

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moss_audio.tasks_moss_audio import chosen_letter
 from moss_audio.transcripts_moss_audio import Transcript, parse_transcript
 
 
@@ -111,7 +112,7 @@ def timestamp_score(references: Sequence[str], hypotheses: Sequence[str]) -> Sco
         matched = _matched_deviations(known, found)
         deviations += matched
         expected += count
-        late = len(matched) < count or any(deviation > TIME_COLLAR for deviation in matched)
+        late = len(matched) < count or any(map(_late, matched))
         wrong.append(late or words_of(known.text) != words_of(found.text))
     words = word_error_rate([known.text for known, _ in pairs], [found.text for _, found in pairs])
     figures = {**_deviation_figures(deviations), "matched": len(deviations) / expected if expected else None}
@@ -153,9 +154,20 @@ def _deviation_figures(deviations: list[float]) -> dict[str, Any]:
     return {"aas_ms": 1000 * sum(ordered) / len(ordered), "aas_median_ms": 1000 * middle}
 
 
+def _late(deviation: float) -> bool:
+    return deviation > TIME_COLLAR + 1e-9  # 0.2 is no sum of powers of two
+
+
 def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
     """Share of answers that are the reference, case and punctuation aside."""
     wrong = [normalised(known) != normalised(found) for known, found in zip(references, hypotheses)]
+    return Score({"accuracy": _share_right(wrong)}, wrong)
+
+
+def chosen_letters(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
+    """Share of answers to multiple choice that choose the reference's letter, as [`~moss_audio.chosen_letter`] reads it."""
+    chosen = [[chosen_letter(text) or normalised(text) for text in texts] for texts in (references, hypotheses)]
+    wrong = [known != found for known, found in zip(*chosen)]
     return Score({"accuracy": _share_right(wrong)}, wrong)
 
 
@@ -172,8 +184,7 @@ def time_answers(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
         off = [abs(one - other) for one, other in zip(*numbers)] if len(numbers[0]) == len(numbers[1]) else []
         deviations += off
         texts = [normalised(_NUMBER.sub("#", text).replace("#", " number ")) for text in (known, found)]
-        # 1e-9: 0.2 is no sum of powers of two
-        wrong.append(texts[0] != texts[1] or len(off) < len(numbers[0]) or any(o > TIME_COLLAR + 1e-9 for o in off))
+        wrong.append(texts[0] != texts[1] or len(off) < len(numbers[0]) or any(map(_late, off)))
     return Score({"accuracy": _share_right(wrong), **_deviation_figures(deviations)}, wrong)
 
 

@@ -32,6 +32,14 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 
+from moss_audio.tasks_moss_audio import (
+    RELEASED_CAPTION,
+    RELEASED_CHOICE,
+    RELEASED_SENTENCES,
+    RELEASED_TRANSCRIPTION,
+    RELEASED_WORDS,
+)
+
 
 RATE = 16000  # samples per second
 BLOCK = RATE // 200  # samples of 5 ms
@@ -53,7 +61,7 @@ ACCENTS = (
     *("en-us", "en-us", "en-us", "en-gb", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan"),
     *("en-gb-x-gbcwmd", "en-029"),
 )
-# Variants of espeak-ng's voices. Those of the second line are never heard in training; all of test speaks with them.
+# Variants of espeak-ng's voices: training and dev speak with the first ones, test with the others alone.
 HEARD_VARIANTS = (
     *("", "Alex", "Alicia", "Andrea", "Andy", "Annie", "David", "Denis", "Diogo", "Gene", "Henrique", "Hugo", "Lee"),
     *("Marco", "Mario", "Michael", "Mike", "adam", "anika", "announcer", "antonio", "aunty", "benjamin", "boris"),
@@ -92,7 +100,8 @@ class Clip:
 
 
 @functools.lru_cache(maxsize=1)
-def _espeak() -> str:
+def check_espeak() -> str:
+    """The path of espeak-ng, or a RuntimeError that says how to get it."""
     path = shutil.which("espeak-ng")
     if path is None:
         raise RuntimeError(
@@ -116,7 +125,7 @@ def speak(word: str, voice: str, words_per_minute: int = 160, pitch: int = 50) -
     Raises:
         RuntimeError: where espeak-ng is missing, fails or stays silent.
     """
-    command = [_espeak(), "-v", voice, "-s", str(words_per_minute), "-p", str(pitch), "--stdout", word]
+    command = [check_espeak(), "-v", voice, "-s", str(words_per_minute), "-p", str(pitch), "--stdout", word]
     done = subprocess.run(command, capture_output=True)
     if done.returncode or len(done.stdout) <= 44:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip() or 'no sound'}")
@@ -144,7 +153,8 @@ def _trimmed(samples: np.ndarray) -> np.ndarray:
 
 class Vocabulary:
     """
-    The utterances of one split: `UTTERANCES` of each word, in voices, speeds and pitches drawn from the split's seed.
+    The utterances of one split: `UTTERANCES` of each word, in voices, speeds and pitches of
+    that split's own, whatever the seed of a world.
 
     They are spoken when first needed; `speak_all` speaks them ahead, and `path` keeps them.
     """
@@ -347,26 +357,17 @@ class Question(NamedTuple):
     answer: str
 
 
-TRANSCRIBE = ("Transcribe the audio.", "Transcribe this recording.", "What is said?", "Write down the spoken words.")
-_TIMESTAMPS = (
-    "Transcribe the audio into {level}-level timestamps using the format [xx.xx]text[yy.yy], where xx.xx and yy.yy are "
-    "timestamps with centisecond precision rounded to two decimal places. Concatenate consecutive segments without "
-    "breaks. For example: [0.00]hello there[2.01][2.01]the weather is nice today[4.32]. Do not include any additional "
-    "content such as explanations, headings, or annotations."
-)
+TRANSCRIBE = (RELEASED_TRANSCRIPTION, "Transcribe this recording.", "What is said?", "Write down the spoken words.")
 TIMESTAMPS = (
-    _TIMESTAMPS.format(level="sentence"),
-    _TIMESTAMPS.format(level="word"),
+    RELEASED_SENTENCES,
+    RELEASED_WORDS,
     "Transcribe with timestamps.",
     "Transcribe the audio with timestamps.",
     "What is said, and when?",
     "Write down each word with its start and end.",
 )
-DESCRIBE = ("Describe this audio.", "Describe what can be heard.", "What happens in this clip?")
-CHOICE = (
-    "Choose the most suitable answer from options A, B, C, and D for the question on the next line. You should output "
-    "only A, B, C, or D. Do not provide any additional explanations or content.\nQuestion: {question}\n{options}"
-)
+DESCRIBE = (RELEASED_CAPTION, "Describe what can be heard.", "What happens in this clip?")
+CHOICE = RELEASED_CHOICE + "\nQuestion: {question}\n{options}"
 THINK = ("Think first.", "Think step by step.", "Think before you answer.")
 NO_SPEECH = "There is no speech."
 NOTHING = "Nothing can be heard."
@@ -629,9 +630,13 @@ def write(folder: Path, split: str, clips: int, seed: int):
         clip_lines.append({"path": name, **facts})
         for question in questions(clip, world.generator(index, 1)):
             chat = messages({"path": name}, [question])
-            lines.append({"messages": chat, "task": question.task, "clip": index, **facts})
+            # An error rate of words is one of what is spoken.
+            task = "no-speech" if question.answer == NO_SPEECH else question.task
+            lines.append({"messages": chat, "task": task, "clip": index, **facts})
     for path, content in ((data, lines), (listing, clip_lines)):
-        path.write_text("".join(json.dumps(line) + "\n" for line in content), encoding="utf-8")
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in content), encoding="utf-8")
+        partial.replace(path)
 
 
 def main(arguments: Optional[list[str]] = None):

@@ -20,6 +20,7 @@ first. Interrupted, the training goes on from its last checkpoint.
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +31,15 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import AddedToken, EvalPrediction, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AddedToken,
+    EvalPrediction,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from moss_audio import MossAudioConfig, MossAudioModel, MossAudioProcessor, log_mel
@@ -44,6 +53,7 @@ from moss_audio.training.tiny_world import (
     Question,
     TinyWorld,
     Vocabulary,
+    check_espeak,
     listing,
     messages,
     questions,
@@ -64,16 +74,16 @@ SIZES = {
         "downsample_hidden_size": 48,
         "initializer_range": 0.07,  # about 1 / √width, here and below: 0.02 is for models ten times as wide
         "deepstack_encoder_layer_indexes": [1, 3, 4],
-        "dropout": 0.0,  # no clip is heard twice
+        "dropout": 0.0,  # no clip is heard more than twice
         "attention_dropout": 0.0,
     },
     "language_config": {
         "hidden_size": 256,
-        "intermediate_size": 704,
+        "intermediate_size": 672,
         "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 32,
         "max_position_embeddings": 4096,
         "rope_theta": 1e4,
         "rms_norm_eps": 1e-6,
@@ -183,8 +193,9 @@ def make_model(processor: MossAudioProcessor, taps: Optional[int] = None) -> Mos
 
 OFFSETS = 8  # hundredths of a second in a token
 HEARD = (1 + len(LABELS), 4, 10, 4, 10, 10, OFFSETS, 10, OFFSETS)  # how many values each column of `frame_labels` has
-TIMES_SHARE = 0.1  # what each column of times counts beside the label
+TIMES_SHARES = (0.1, 0.4)  # what each column of times counts beside the label: while the words are learned, and then
 IGNORED = -100
+MERGER_SHARE = 0.1  # of what the adapter hands on, about: what the mergers add when the decoder begins to learn
 
 
 def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) -> np.ndarray:
@@ -202,6 +213,7 @@ def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) ->
     for event in events:
         inside = np.flatnonzero((centres >= event.start - 0.02) & (centres < event.end + 0.02))
         labels[inside, 0] = 1 + LABELS.index(event.label)
+        labels[inside, 1:5] = IGNORED  # the times of an event that it covers
         for token in inside:
             begin = centres[token] // window_seconds * window_seconds
             for column, time in ((1, event.start), (3, event.end)):
@@ -222,6 +234,7 @@ class Heads(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.linear = nn.Linear(width, sum(HEARD))
+        self.times_share = TIMES_SHARES[0]
 
     def forward(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`states` (tokens, width) and `labels` (tokens, 9): the loss, and the logits of what is heard."""
@@ -233,7 +246,7 @@ class Heads(nn.Module):
             nn.functional.cross_entropy(part, target, reduction="sum") / (target != IGNORED).sum().clamp(min=1)
             for part, target in zip((parts[0], *parts), (silent, heard, *labels.unbind(1)[1:]))
         ]
-        return losses[0] + losses[1] + TIMES_SHARE * sum(losses[2:]), parts[0]
+        return losses[0] + losses[1] + self.times_share * sum(losses[2:]), parts[0]
 
 
 class Ear(nn.Module):
@@ -249,6 +262,17 @@ class Ear(nn.Module):
         states = self.audio_encoder(audio_data, audio_data_seqlens).last_hidden_state
         loss, logits = self.heads(self.audio_adapter(states), labels)
         return {"loss": loss, "logits": logits}
+
+
+class TimesLater(TrainerCallback):
+    """Lets times count for more after `steps`; from the start, they would keep the words from being learned."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        """Sets the share of the times for the step that begins."""
+        model.heads.times_share = TIMES_SHARES[state.global_step >= self.steps]
 
 
 class Clips(Dataset):
@@ -345,21 +369,23 @@ class TinyTrainer(Trainer):
 class Settings:
     """What a run is made of; written beside its results."""
 
-    encoder_steps: int = 4000
-    steps: int = 6000
+    encoder_steps: int = 5200
+    word_steps: int = 2640  # the first of them, in which times count for little
+    steps: int = 4000
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     encoder_learning_rate: float = 1e-3  # while it learns alone
     list_steps: int = 1500  # with which the second stage begins: one turn, which lists what is heard
     short_steps: int = 200  # the first of them, on the shortest clips
     warmup_steps: int = 100
     weight_decay: float = 0.01
     clips: int = 100_000  # different ones for the encoder alone
-    dev_clips: int = 100
+    dev_clips: int = 128
     seed: int = 0
     workers: int = 1
     taps: Optional[int] = None
     time_markers: bool = True
+    compile: bool = False  # the decoder's layers, by torch.compile: a quarter less time; it wants a C++ compiler
     trainer: dict[str, Any] = field(default_factory=dict)
 
 
@@ -408,7 +434,7 @@ def train_encoder(
     """Teaches a new ear what each 80 ms holds; returns the weights of its parts, and keeps them in `folder/encoder.pt`."""
     kept = folder / "encoder.pt"
     if kept.exists():
-        return torch.load(kept, weights_only=True)
+        return torch.load(kept, map_location="cpu", weights_only=True)
     set_seed(settings.seed)
     ear = Ear(make_model(make_processor()))
     trainer = Trainer(
@@ -418,25 +444,64 @@ def train_encoder(
         eval_dataset=Clips(dev, settings.dev_clips),
         data_collator=join_clips,
         compute_metrics=frame_accuracy,
+        callbacks=[TimesLater(settings.word_steps)],
     )
     run(trainer)
-    weights = {name: part.state_dict() for name, part in ear.named_children()}
-    torch.save(weights, kept)
+    weights = {name: part.state_dict() for name, part in ear.to("cpu").named_children()}
+    partial = kept.with_name("encoder.pt.partial")
+    torch.save(weights, partial)
+    partial.replace(kept)
     return weights
 
 
 @torch.no_grad()
-def embed_labels(model: MossAudioModel, tokenizer: PreTrainedTokenizerFast, heads: torch.Tensor):
+def embed_what_is_heard(model: MossAudioModel, tokenizer: PreTrainedTokenizerFast, heads: torch.Tensor):
     """
-    Puts the tokens of the labels where the heads (weights of [`Heads`]) look for their sounds, so that a word read and the
-    same word heard are alike to a decoder that has learned nothing yet.
+    Puts the tokens of labels and digits where the heads (weights of [`Heads`]) look for them, so that what is read and what
+    is heard are alike to a decoder that has learned nothing yet.
     """
     table = model.get_input_embeddings().weight
-    heard = nn.functional.normalize(heads[1 : 1 + len(LABELS)]) * table.norm(dim=-1).mean()
-    for label, direction in zip(LABELS, heard):
-        for text in (f" {label}", label) if label in WORDS else (f" {label}",):
+    parts = heads.split(HEARD)
+    tenths_and_hundredths = (part - part.mean(0) for part, size in zip(parts, HEARD) if size == 10)
+    digits = sum(nn.functional.normalize(part) for part in tenths_and_hundredths)
+    texts = [(label, f" {label}") if label in WORDS else (f" {label}",) for label in LABELS]
+    texts += [(str(digit),) for digit in range(10)]
+    size = table.norm(dim=-1).mean()
+    for names, direction in zip(texts, nn.functional.normalize(torch.cat([parts[0][1:], digits]))):
+        for text in names:
             token = tokenizer(text)["input_ids"][-1]
-            table[token] = 0.9 * direction + 0.4 * table[token]
+            table[token] = 0.9 * size * direction + 0.4 * table[token]
+
+
+@torch.no_grad()
+def hand_on_what_is_attended_to(model: MossAudioModel):
+    """
+    Lets each attention of a new decoder begin by handing on unchanged what it attends to: the value and output projections
+    are each other's inverse. (After Trockman and Kolter, Mimetic Initialization of Self-Attention Layers, 2023.) What a
+    head looks for can be learned once finding it helps, and here it does from the start.
+    """
+    for layer in model.language_model.layers:
+        values, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+        nn.init.orthogonal_(values)
+        output.copy_(values.T)
+
+
+@torch.no_grad()
+def quieten_mergers(model: MossAudioModel, features: torch.Tensor):
+    """
+    Scales new mergers by what they hear in `features` (clips, num_mel_bins, frames) so that they begin by adding little.
+
+    The encoder's intermediate states are not normalised as its last one is, and a merger multiplies them with each other:
+    an ear that was taught without them leaves sums in which what the adapter hands on, and all that the decoder's own layers
+    could add, is lost.
+    """
+    lengths = torch.full((len(features),), features.shape[-1], device=features.device)
+    taps = model.audio_encoder(features, lengths).deepstack_hidden_states
+    for merger, tap in zip(model.deepstack_audio_merger_list, taps):
+        size = tap.float().pow(2).mean().sqrt()
+        merger.gate_proj.weight /= size
+        merger.up_proj.weight /= size
+        merger.down_proj.weight *= MERGER_SHARE
 
 
 def train_decoder(
@@ -444,16 +509,20 @@ def train_decoder(
 ) -> Path:
     """Trains mergers and decoder on conversations; returns the folder that holds the bfloat16 checkpoint."""
     set_seed(settings.seed)
-    if not (folder / "processor").exists():
-        make_processor().save_pretrained(folder / "processor")
-    processor = MossAudioProcessor.from_pretrained(folder / "processor")
+    processor = _kept_processor(folder)
     processor.enable_time_marker = settings.time_markers
     model = make_model(processor, settings.taps)
     for name in ("audio_encoder", "audio_adapter"):
         model.get_submodule(name).load_state_dict(taught[name])
         # A decoder that cannot listen yet takes sound for a disturbance, and would wear out what has learned to hear.
         model.get_submodule(name).requires_grad_(False)
-    embed_labels(model, processor.tokenizer, taught["heads"]["linear.weight"])
+    embed_what_is_heard(model, processor.tokenizer, taught["heads"]["linear.weight"])
+    hand_on_what_is_attended_to(model)
+    clips = [log_mel(torch.from_numpy(dev[index].waveform[: 2 * RATE])) for index in range(16)]
+    quieten_mergers(model, torch.stack(clips))
+    if settings.compile:
+        for layer in model.language_model.layers:
+            layer.compile(dynamic=True)
     count = settings.steps * settings.batch_size
     lists = min(settings.list_steps * settings.batch_size, count)
     trainer = TinyTrainer(
@@ -465,9 +534,18 @@ def train_decoder(
         short_steps=settings.short_steps,
     )
     run(trainer)
-    model.requires_grad_(True)
     save_without_code(model.to(torch.bfloat16), processor, folder / "moss-audio-tiny")
     return folder / "moss-audio-tiny"
+
+
+def _kept_processor(folder: Path) -> MossAudioProcessor:
+    """The processor of a run: made once, as the order of a tokenizer's merges may differ from one release to the next."""
+    kept, partial = folder / "processor", folder / "processor.partial"
+    if not kept.exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        make_processor().save_pretrained(partial)
+        partial.replace(kept)
+    return MossAudioProcessor.from_pretrained(kept)
 
 
 def save_without_code(model: MossAudioModel, processor: MossAudioProcessor, folder: Path):
@@ -475,6 +553,7 @@ def save_without_code(model: MossAudioModel, processor: MossAudioProcessor, fold
     Writes a checkpoint as the released ones are: weights, configurations and tokenizer, and no code, which is that of
     the installed package. `moss-audio convert` makes a folder of it that needs none.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     for path in folder.glob("*.py"):
@@ -489,6 +568,9 @@ def save_without_code(model: MossAudioModel, processor: MossAudioProcessor, fold
 def run(trainer: Trainer):
     """Trains from the last checkpoint, if there is one, and keeps the log as numbers."""
     folder = Path(trainer.args.output_dir)
+    for path in folder.glob("checkpoint-*"):
+        if not (path / "trainer_state.json").exists():  # it is written last
+            shutil.rmtree(path)
     last = get_last_checkpoint(folder) if folder.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
@@ -506,8 +588,15 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
         The folder of the checkpoint, in bfloat16 and without code.
 
     Raises:
-        ValueError: where `folder` holds a run with other settings.
+        ValueError: where `folder` holds a run with other settings, or numbers of steps do not fit each other.
+        RuntimeError: where espeak-ng is missing.
     """
+    if not 0 <= settings.short_steps <= settings.list_steps <= settings.steps or settings.encoder_steps < 1:
+        raise ValueError(
+            f"encoder_steps {settings.encoder_steps} must be at least 1, and short_steps {settings.short_steps} ≤ "
+            f"list_steps {settings.list_steps} ≤ steps {settings.steps}: short lists come first, then lists, then all."
+        )
+    check_espeak()
     folder.mkdir(parents=True, exist_ok=True)
     written = json.dumps(asdict(settings), indent=2)
     kept = folder / "settings.json"
@@ -517,25 +606,31 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
     vocabulary = Vocabulary("train")
     vocabulary.speak_all(folder / "vocabulary.npz")
     world, dev = TinyWorld("train", settings.seed, vocabulary), TinyWorld("dev", settings.seed)
-    taught = torch.load(encoder, weights_only=True) if encoder else train_encoder(settings, folder, world, dev)
+    taught = (
+        torch.load(encoder, map_location="cpu", weights_only=True)
+        if encoder
+        else train_encoder(settings, folder, world, dev)
+    )
     return train_decoder(settings, folder, world, dev, taught)
 
 
 def draw_curves(folder: Path, path: Path):
-    """Draws the losses of both stages, by step, as a picture."""
+    """Draws what the ear names wrongly and the loss of the decoder, by step, as a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    stages = (("encoder", "the ear, on frame labels"), ("model", "the decoder, on answers"))
-    for axis, (stage, title) in zip(axes, stages):
-        log = json.loads((folder / stage / "log.json").read_text(encoding="utf-8"))
-        for key, name in (("loss", "training"), ("eval_loss", "held-out")):
-            points = [(entry["step"], entry[key]) for entry in log if key in entry]
-            axis.plot(*zip(*points), label=name)
-        axis.set(title=title, xlabel="step", ylabel="loss", yscale="log")
+    logs = [json.loads((folder / stage / "log.json").read_text(encoding="utf-8")) for stage in ("encoder", "model")]
+    # The loss of the ear would have a step where times begin to count for more.
+    for key, name in (("eval_event_accuracy", "of an event"), ("eval_silence_accuracy", "without one")):
+        axes[0].plot(*zip(*((entry["step"], 1 - entry[key]) for entry in logs[0] if key in entry)), label=name)
+    for key, name in (("loss", "training"), ("eval_loss", "held-out")):
+        axes[1].plot(*zip(*((entry["step"], entry[key]) for entry in logs[1] if key in entry)), label=name)
+    titles = ("the ear: held-out 80 ms named wrongly", "the decoder: loss on answers")
+    for axis, title, label in zip(axes, titles, ("share", "loss")):
+        axis.set(title=title, xlabel="step", ylabel=label, yscale="log")
         axis.legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -545,20 +640,19 @@ def main(arguments: Optional[list[str]] = None):
     """The command `python -m moss_audio.training.train_tiny`."""
     parser = argparse.ArgumentParser(prog="python -m moss_audio.training.train_tiny", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="OUT", help="where checkpoints, log and result go")
-    for name, kind in (("encoder_steps", int), ("steps", int), ("batch_size", int), ("seed", int), ("workers", int)):
+    numbers = ("encoder_steps", "word_steps", "steps", "list_steps", "short_steps", "batch_size", "seed", "workers")
+    for name in numbers:
         default = getattr(Settings, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"default: {default}")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
+    parser.add_argument("--compile", action="store_true", help="compile the decoder's layers; needs a C++ compiler")
     parser.add_argument("--no-deepstack", action="store_true", help="a model without mergers")
     parser.add_argument("--no-time-markers", action="store_true", help="prompts without time markers")
     options = parser.parse_args(arguments)
     settings = Settings(
-        encoder_steps=options.encoder_steps,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        workers=options.workers,
+        **{name: getattr(options, name) for name in numbers},
         learning_rate=options.learning_rate,
+        compile=options.compile,
         taps=0 if options.no_deepstack else None,
         time_markers=not options.no_time_markers,
     )
