@@ -54,7 +54,7 @@ def test_a_snippet_runs(page, index, code, namespaces, tiny_folder):
 
 
 def test_the_small_checkpoint_answers_what_the_readme_says(capsys):
-    said, code = re.search(r"this prints `(.*?)`:?\n\n```python\n(.*?)```", README, flags=re.DOTALL).groups()
+    said, code = re.search(r"this prints\s`(.*?)`:?\n\n```python\n(.*?)```", README, flags=re.DOTALL).groups()
     exec(code, {})
     assert capsys.readouterr().out == f"{said}\n"
 
