@@ -608,7 +608,9 @@ def parse_json(text: str) -> Union[dict[str, Any], list[Any], None]:
     Returns:
         The object or array; None where there is none.
     """
-    answer = split_reasoning(text)[1]
+    # Behind other text, a `<think>` without an end may be part of a string.
+    unopened = END_OF_THINK not in text and not text.lstrip().startswith(THINK)
+    answer = text if unopened else split_reasoning(text)[1]
     array, end = None, 0
     for opener in itertools.islice(re.finditer(r"[{\[]", answer), _JSON_ATTEMPTS):
         if opener.start() < end:
