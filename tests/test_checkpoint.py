@@ -56,12 +56,12 @@ def texts(results) -> list[str]:
     return [result["generated_text"] for result in results]
 
 
-def deviations(answer: str, clip, shift: float = 0.0) -> list[float]:
+def deviations(answer: str, clip) -> list[float]:
     """Seconds by which the starts and ends in an answer are off; it must have the clip's words."""
     segments, events = parse_transcript(answer), words_of(clip)
     assert [segment.text for segment in segments] == [event.label for event in events], answer
     pairs = [(s.start, e.start) for s, e in zip(segments, events)] + [(s.end, e.end) for s, e in zip(segments, events)]
-    return [abs(said - shift - is_there) for said, is_there in pairs]
+    return [abs(said - is_there) for said, is_there in pairs]
 
 
 def test_the_folder_holds_data_alone_and_is_small():
