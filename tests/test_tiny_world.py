@@ -20,12 +20,16 @@ from moss_audio.training.tiny_world import (
     WORDS,
     Clip,
     Event,
+    Question,
     TinyWorld,
     Vocabulary,
     ask,
     description,
+    loud_part,
     main,
+    opened_choice,
     questions,
+    raised,
     reasoning,
     speak,
     timestamps,
@@ -164,16 +168,85 @@ def test_questions_about_nothing():
     assert {question.task.removesuffix("-thinking") for question in questions(EMPTY, rng)} <= set(ASKERS)
 
 
+def test_a_choice_can_be_asked_without_its_options():
+    rng, opened = np.random.default_rng(0), {}
+    for _ in range(200):
+        choice = ask(CLIP, "choice", rng)
+        question = opened_choice(choice)
+        assert (question is None) == ("these" in choice.prompt)
+        opened.update({} if question is None else {question.prompt: question})
+    assert opened["What comes first?"] == Question("order", "What comes first?", 'The word "seven".')
+    assert opened["What comes last?"].answer == "A beep."
+    assert opened["How many beeps are there?"] == Question("count", "How many beeps are there?", "2.")
+    assert opened["How many bells are there?"].answer == "0."
+
+
 def test_thinking_lists_the_events_and_comes_last():
     rng = np.random.default_rng(1)
     question = ask(CLIP, "count", rng, think=True)
     assert question.task == "count-thinking"
     block, answer = question.answer.split("\n</think>\n\n")
     assert block == "<think>\n" + reasoning(CLIP) and answer in ("0.", "1.", "2.", "4.")
-    conversations = [turns(CLIP, rng) for _ in range(100)]
-    assert {len(asked) for asked in conversations} == {1, 2, 3}
-    assert not any("<think>" in question.answer for asked in conversations for question in asked[:-1])
-    assert any("<think>" in asked[-1].answer for asked in conversations)
+    conversations = [turns(CLIP, rng) for _ in range(300)]
+    assert {len(asked) for asked in conversations} == {1, 2, 3, 4, 5, 6}
+    assert {len(turns(CLIP, rng, most=1)) for _ in range(50)} == {1}
+    brief = [question for asked in conversations for question in asked[:-1]]
+    assert {question.task for question in brief} == {"when", "count", "order", "presence", "choice"}
+    last = [asked[-1].task for asked in conversations]
+    assert {"transcription", "timestamps", "description", "when-thinking", "choice-thinking", "choice"} <= set(last)
+    assert all(len({question.prompt for question in asked}) == len(asked) for asked in conversations)
+
+
+def test_turns_about_nothing():
+    rng = np.random.default_rng(0)
+    asked = [question for _ in range(100) for question in turns(EMPTY, rng)]
+    answers = {question.answer.split("</think>\n\n")[-1] for question in asked if "choice" not in question.task}
+    assert answers == {"0.", "No.", NO_SPEECH, description(EMPTY)}
+
+
+def test_training_hears_no_utterance_twice_alike():
+    for split in ("train", "dev", "test"):
+        world = TinyWorld(split, 0, HummedVocabulary(split))
+        events = [event for index in range(600) for event in world.outline(index).events if event.label == "seven"]
+        seconds, heard = 0.3 + 0.02 * WORDS.index("seven"), [event.end - event.start for event in events]
+        if split != "train":
+            assert heard == pytest.approx([seconds] * len(heard), abs=0.011)  # times are rounded
+        else:
+            assert seconds / 1.22 < min(heard) < 0.9 * seconds < 1.1 * seconds < max(heard) < seconds / 0.82
+
+
+def test_a_raised_voice_is_higher_and_faster():
+    hum = np.sin(2 * np.pi * 200 * np.arange(RATE) / RATE).astype(np.float32)
+    for factor in (0.8, 1.0, 1.25):
+        spoken = raised(hum, factor)
+        loudest = np.abs(np.fft.rfft(spoken)).argmax() * RATE / len(spoken)
+        assert len(spoken) == pytest.approx(RATE / factor, abs=2) and loudest == pytest.approx(200 * factor, abs=2)
+
+
+class HissingVocabulary(HummedVocabulary):
+    """The hum begins and ends with something quieter: 100 ms before, 50 ms after."""
+
+    def __call__(self, word: str, index: int) -> np.ndarray:
+        hum = super().__call__(word, index)
+        return np.concatenate([0.02 * hum[: RATE // 10], hum, 0.02 * hum[: RATE // 20]])
+
+
+def test_what_is_quieter_than_a_word_sounds_before_and_after_it():
+    plain, hissing = (TinyWorld("dev", 0, kind("dev")) for kind in (HummedVocabulary, HissingVocabulary))
+    checked = 0
+    for index in range(200):
+        clip = hissing[index]
+        assert clip.events == plain[index].events and len(clip.waveform) == len(plain[index].waveform)
+        if len(clip.events) != 1 or clip.events[0].label not in WORDS:
+            continue
+        more = (clip.waveform - plain[index].waveform)[: RATE * 12]
+        heard = np.flatnonzero(np.abs(more) > 1e-6) / RATE
+        event = clip.events[0]
+        assert heard.min() == pytest.approx(max(event.start - 0.1, 0), abs=0.011)
+        assert heard.max() == pytest.approx(min(event.end + 0.05, clip.seconds), abs=0.011)
+        assert not ((heard > event.start + 0.01) & (heard < event.end - 0.01)).any()
+        checked += 1
+    assert checked > 5
 
 
 def test_the_voices_of_test_are_never_heard_in_training():
@@ -189,7 +262,10 @@ def test_words_are_trimmed():
         assert 0.15 * RATE < len(samples) < 1.0 * RATE
         blocks = samples.reshape(-1, RATE // 200)
         level = np.sqrt((blocks**2).mean(axis=1))
-        assert level.max() == pytest.approx(1, abs=1e-3) and min(level[0], level[-1]) > 0.05
+        assert level.max() == pytest.approx(1, abs=1e-3) and min(level[0], level[-1]) > 0.0099
+        start, end = loud_part(samples)
+        assert 0 <= start < end <= len(samples)
+        assert min(level[start // (RATE // 200)], level[end // (RATE // 200) - 1]) > 0.05
     assert len(speak("seven", "en-us", 110)) > 1.3 * len(speak("seven", "en-us", 220))
 
 
@@ -214,10 +290,11 @@ def test_written_data_is_training_data(tmp_path, capsys):
         waveform, rate = soundfile.read(tmp_path / clip["path"])
         assert rate == RATE and abs(len(waveform) / RATE - clip["duration"]) < 1e-3
         assert np.abs(waveform - world[index].waveform).max() < 1e-4
+        assert [Event(**event) for event in clip["events"]] == world[index].events
     for row in map(json.loads, (tmp_path / "test.jsonl").read_text().splitlines()):
         silent = not any(event["label"] in WORDS for event in row["events"])
         assert row["task"] not in (("transcription", "timestamps") if silent else ("no-speech",))
-        assert [Event(**event) for event in clip["events"]] == world[index].events
+        assert row["events"] == clips[row["clip"]]["events"]
     tasks = {sample["task"] for sample in samples}
     assert {"transcription", "timestamps", "description", "count", "presence", "choice"} <= tasks
     assert samples[0]["messages"][0]["content"][0]["path"].endswith("00000.wav")
@@ -226,10 +303,6 @@ def test_written_data_is_training_data(tmp_path, capsys):
 
 
 def test_a_machine_without_espeak_is_told(monkeypatch):
-    from moss_audio.training import tiny_world
-
-    tiny_world.check_espeak.cache_clear()
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(RuntimeError, match="install it"):
+    with pytest.raises(FileNotFoundError, match="install it"):
         speak("one", "en-us")
-    tiny_world.check_espeak.cache_clear()

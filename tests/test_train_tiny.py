@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import TrainerState, pipeline
 
 import moss_audio
-from moss_audio import MossAudioModel, MossAudioProcessor
+from moss_audio import MossAudioModel, MossAudioProcessor, log_mel
 from moss_audio.training import MossAudioDataCollator, train_tiny
-from moss_audio.training.tiny_world import LABELS, WORDS, Event
+from moss_audio.training.tiny_world import LABELS, WORDS, Event, messages
 from moss_audio.training.train_tiny import (
     IGNORED,
     Settings,
@@ -55,16 +55,16 @@ def test_frame_labels():
     assert labels[:5, 0].tolist() == [0, seven, seven, seven, 0]  # centres 0.04, 0.12, 0.20, 0.28, 0.36
     assert labels[48:54, 0].tolist() == [0, bell, bell, bell, bell, 0]  # 3.88, 3.96, 4.04, 4.12, 4.20, 4.28
     none = [IGNORED] * 2
-    assert labels[1, 1:].tolist() == [0, 1, 0, 3, 0, 2, *none]  # it starts 20 ms into the second token
-    assert labels[2, 1:].tolist() == [0, 1, 0, 3, *none, *none]
-    assert labels[4, 1:].tolist() == [*none, *none, *none, 3, 1]  # and ends 10 ms into the fifth
-    assert labels[49, 1:].tolist() == [3, 9, *none, 2, 0, *none]  # it ends in the next window
-    assert labels[51, 1:].tolist() == [*none, 0, 2, *none, *none]  # it began in the one before
-    assert labels[52, 1:].tolist() == [*none, 0, 2, *none, 1, 5]
+    assert labels[1, 1:].tolist() == [1, 3, 0, 2, *none]  # it starts 20 ms into the second token
+    assert labels[2, 1:].tolist() == [1, 3, *none, *none]
+    assert labels[4, 1:].tolist() == [*none, *none, 3, 1]  # and ends 10 ms into the fifth
+    assert labels[49, 1:].tolist() == [9, IGNORED, 2, 0, *none]  # it ends in the next window
+    assert labels[51, 1:].tolist() == [IGNORED, 2, *none, *none]  # it began in the one before
+    assert labels[52, 1:].tolist() == [IGNORED, 2, *none, 1, 5]
     assert (labels[[0, 5, 48, 54, 59], 1:] == IGNORED).all()
     # Where two overlap, the later one is heard, its times and no others.
     both = frame_labels([Event(3.2, 3.9, "bell"), Event(3.6, 4.3, "one")], 60)
-    assert both[46].tolist() == [1 + LABELS.index("one"), 3, 6, *none, *none, *none]
+    assert both[46].tolist() == [1 + LABELS.index("one"), 6, IGNORED, *none, *none]
 
 
 def test_what_is_read_and_heard_is_alike_from_the_start(made):
@@ -80,7 +80,7 @@ def test_what_is_read_and_heard_is_alike_from_the_start(made):
         assert alike.max(1).values.min() > 0.7
     digits = [made.tokenizer(str(digit))["input_ids"][-1] for digit in range(10)]
     read = model.get_input_embeddings().weight[digits]
-    for column in (2, 4, 5, 7):  # tenths and hundredths of start and end
+    for column in (1, 2, 3, 5):  # tenths and hundredths of start and end
         heard = heads.split(train_tiny.HEARD)[column]
         alike = torch.nn.functional.cosine_similarity(read[:, None], heard[None], dim=-1)
         assert alike.argmax(1).tolist() == list(range(10)) and alike.max(1).values.min() > 0.3
@@ -114,6 +114,47 @@ def test_what_the_mergers_add_begins_small(made):
 def sizes_of_what_is_heard(model, features):
     heard = model.get_audio_features(features, torch.full((len(features),), features.shape[-1]), return_dict=True)
     return [states.pow(2).mean().sqrt().item() for states in (heard.pooler_output, *heard.deepstack_features)]
+
+
+def test_in_training_bands_of_frequencies_are_left_out():
+    for split in ("train", "dev"):
+        world = train_tiny.TinyWorld(split, 0, train_tiny.SilentVocabulary())
+        clips, again, left_out = train_tiny.Clips(world, 20), train_tiny.Clips(world, 20), []
+        for index in range(20):
+            features, whole = clips[index]["features"], log_mel(torch.from_numpy(world[index].waveform))
+            assert torch.equal(features, again[index]["features"])
+            gone = (features != whole).any(1)
+            left_out.append(int(gone.sum()))
+            assert gone.diff().sum() <= 4  # two bands, each with a beginning and an end
+            assert len(features[gone].unique()) <= 2  # flat
+        if split == "dev":
+            assert max(left_out) == 0
+        else:
+            assert max(left_out) <= 2 * train_tiny.MOST_MASKED and len(set(left_out)) > 5
+
+
+def test_positions_jump_at_time_markers_alone(made):
+    clips = [np.zeros(16000 * seconds, dtype=np.float32) for seconds in (11, 3, 1)]
+    asked = [train_tiny.Question("presence", "Is there speech?", "No.")] * 2
+    samples = [{"messages": messages({"audio": clip}, asked), "jumps": 7} for clip in [*clips, clips[0]]]
+    samples[-1]["jumps"] = None
+    even, uneven, again = (
+        collator(samples)
+        for collator in (MossAudioDataCollator(made), train_tiny.UnevenCollator(made), train_tiny.UnevenCollator(made))
+    )
+    assert all(torch.equal(value, uneven[name]) for name, value in even.items())
+    assert torch.equal(uneven["position_ids"], again["position_ids"])  # a resumed run repeats itself
+    steps = uneven["position_ids"].diff()
+    jumped = []
+    for row, ids, there in zip(steps, uneven["input_ids"], uneven["attention_mask"].bool()):
+        row = row[there[1:] & there[:-1]]
+        tokens = made.tokenizer.convert_ids_to_tokens(ids[there])
+        before = [index for index, step in enumerate(row.tolist()) if step != 1]
+        assert all(tokens[index] == "<|AUDIO|>" and tokens[index + 1].isdigit() for index in before)
+        assert row.min() == 1 and row.max() <= 1 + train_tiny.MOST_JUMP
+        jumped.append(len(before))
+    assert jumped[0] in range(3, 6) and jumped[1] in (0, 1) and jumped[2:] == [0, 0]  # a marker every two seconds
+    assert (uneven["position_ids"].amin(1) == 0).all()
 
 
 def test_lists_about_short_clips_come_first_then_other_lists_and_each_comes_once(made, tmp_path):
@@ -182,10 +223,21 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
 
 
 def test_steps_that_do_not_fit_each_other_are_refused(tmp_path):
-    for wrong in ({"steps": 100}, {"short_steps": 2000}, {"encoder_steps": 0}):
+    for wrong in ({"steps": 100}, {"short_steps": 2000}):
         with pytest.raises(ValueError, match="list_steps .* steps"):
             train(Settings(**wrong), tmp_path / "run")
+    for wrong in ({"encoder_steps": 0, "word_steps": 0}, {"encoder_steps": 1000}):
+        with pytest.raises(ValueError, match=f"word_steps .* encoder_steps {wrong['encoder_steps']}"):
+            train(Settings(**wrong), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_an_ear_that_was_taught_something_else_is_refused(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_tiny, "Vocabulary", lambda split: moss_audio.training.tiny_world.Vocabulary(split, 1))
+    torch.save({"heads": {"linear.weight": torch.zeros(89, 256)}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="other.pt was taught other labels"):
+        train(Settings(), tmp_path / "run", tmp_path / "other.pt")
 
 
 def test_times_count_for_more_once_the_words_are_known(made):
@@ -194,8 +246,8 @@ def test_times_count_for_more_once_the_words_are_known(made):
     for step, share in ((0, 0.1), (99, 0.1), (100, 0.4), (5000, 0.4)):  # a resumed run has its step from the start
         callback.on_step_begin(None, TrainerState(global_step=step), None, model=ear)
         assert ear.heads.times_share == share
-    states, labels = torch.randn(6, 256), torch.full((6, 9), IGNORED)
-    labels[:, 0], labels[2:4, 5] = torch.tensor([0, 0, 3, 4, 0, 1]), 7
+    states, labels = torch.randn(6, 256), torch.full((6, 7), IGNORED)
+    labels[:, 0], labels[2:4, 3] = torch.tensor([0, 0, 3, 4, 0, 1]), 7
     losses = {}
     for ear.heads.times_share in (0.0, 0.1, 0.4):
         losses[ear.heads.times_share] = ear.heads(states, labels)[0].item()

@@ -15,7 +15,9 @@
 
 `python -m moss_audio.training.ablation OUT --data TEST.jsonl` trains them with the same ear on the same conversations, and
 measures them on a data file of `tiny_world`; every seed has an ear and conversations of its own. Interrupted, it goes on
-with what is missing.
+with what is missing. Positions jump at the markers while the models with markers learn (see
+[`~moss_audio.training.train_tiny.UnevenCollator`]), and those of the model without them are even: each tells the time by what it
+will have.
 """
 
 import argparse
@@ -26,9 +28,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Optional
 
+import torch
+
 from moss_audio import AudioTextToTextPipeline, MossAudioModel, MossAudioProcessor
 from moss_audio.training.evaluate import evaluate, read_samples, save
-from moss_audio.training.train_tiny import Settings, train
+from moss_audio.training.scoring import import_jiwer
+from moss_audio.training.train_tiny import Settings, import_pyplot, train
 
 
 # Name, and what it changes of the settings.
@@ -51,7 +56,7 @@ FIGURES = (
 
 def measure(checkpoint: Path, data: Path, limit: Optional[int]) -> dict[str, Any]:
     """The tasks of [`~moss_audio.training.evaluate.evaluate`] for a checkpoint."""
-    model = MossAudioModel.from_pretrained(checkpoint).eval()
+    model = MossAudioModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
     pipe = AudioTextToTextPipeline(model=model, processor=MossAudioProcessor.from_pretrained(checkpoint))
     return evaluate(pipe, read_samples(data, limit=limit), batch_size=32, max_new_tokens=200)
 
@@ -72,8 +77,11 @@ def run(
     Raises:
         ValueError: where `folder` holds an ablation with other options, seeds aside.
         DataError: where `data` cannot be used.
+        ImportError: where jiwer or matplotlib is missing.
     """
-    read_samples(data, limit=limit)  # what is wrong with it is to be known before the trainings
+    read_samples(data, limit=limit)  # what is wrong with it is to be known before the trainings, and what is missing
+    import_jiwer()
+    import_pyplot()
     written = json.dumps(
         {**settings, "data": str(data), "limit": limit, "encoder": encoder and str(encoder)}, indent=2
     )
@@ -121,11 +129,7 @@ def _values(runs: list, task: str, figure: str) -> list[float]:
 
 def draw(results: dict[str, list], path: Path):
     """Draws each figure of the table: a bar for the mean of a variant, a dot for each seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = import_pyplot()
     figure, axes = pyplot.subplots(2, len(FIGURES) // 2, figsize=(11, 5), layout="constrained")
     for axis, (task, name, title, _) in zip(axes.flat, FIGURES):
         for index, (variant, runs) in enumerate(results.items()):
@@ -154,7 +158,7 @@ def main(arguments: Optional[list[str]] = None):
     settings = {name: getattr(options, name) for name in defaults}
     try:
         print(table(run(options.folder, options.data, settings, options.seeds, options.limit, options.encoder)))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(str(error))
 
 

@@ -18,7 +18,6 @@ is each answer. `python -m moss_audio.training.tiny_world OUT --split test --cli
 """
 
 import argparse
-import functools
 import json
 import os
 import shutil
@@ -54,8 +53,9 @@ UTTERANCES = 500  # of each word in a split
 CLIP_SECONDS = (2.0, 12.0)
 MOST_EVENTS = 5
 
-# Where a spoken word begins and ends: its first and last 5 ms that are at most so much quieter than its loudest ones.
-WORD_FLOOR = 10 ** (-26 / 20)
+# Where a spoken word begins and ends: its first and last 5 ms that are at most so much quieter than its loudest ones. What is
+# quieter, often an "s" or a "t", sounds before and after, down to where there is silence.
+WORD_FLOOR, SILENCE = 10 ** (-26 / 20), 10 ** (-40 / 20)
 
 ACCENTS = (
     *("en-us", "en-us", "en-us", "en-gb", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan"),
@@ -99,12 +99,11 @@ class Clip:
 # -------------------------------------------------------------------------------------------------------------- sounds
 
 
-@functools.lru_cache(maxsize=1)
 def check_espeak() -> str:
-    """The path of espeak-ng, or a RuntimeError that says how to get it."""
+    """The path of espeak-ng, or a FileNotFoundError that says how to get it."""
     path = shutil.which("espeak-ng")
     if path is None:
-        raise RuntimeError(
+        raise FileNotFoundError(
             "The words of the tiny world are spoken by espeak-ng, which is not on the PATH: install it (`apt-get install "
             "espeak-ng`, `brew install espeak-ng`)."
         )
@@ -113,7 +112,7 @@ def check_espeak() -> str:
 
 def speak(word: str, voice: str, words_per_minute: int = 160, pitch: int = 50) -> np.ndarray:
     """
-    A word as espeak-ng says it, from its first sound to its last.
+    A word as espeak-ng says it, without the silence around it.
 
     Args:
         voice: accent and variant as espeak-ng names them, e.g. "en-us+f2".
@@ -123,7 +122,8 @@ def speak(word: str, voice: str, words_per_minute: int = 160, pitch: int = 50) -
         float32 `(samples,)` at 16 kHz, loudest 5 ms at an RMS of 1.
 
     Raises:
-        RuntimeError: where espeak-ng is missing, fails or stays silent.
+        FileNotFoundError: where espeak-ng is missing.
+        RuntimeError: where it fails or stays silent.
     """
     command = [check_espeak(), "-v", voice, "-s", str(words_per_minute), "-p", str(pitch), "--stdout", word]
     done = subprocess.run(command, capture_output=True)
@@ -142,13 +142,24 @@ def _levels(samples: np.ndarray) -> np.ndarray:
     return np.sqrt((blocks**2).mean(axis=1))
 
 
+def loud_part(samples: np.ndarray, floor: float = WORD_FLOOR) -> tuple[int, int]:
+    """The samples where a word begins and where it ends."""
+    level = _levels(samples)
+    loud = np.flatnonzero(level >= floor * level.max())
+    return int(loud[0]) * BLOCK, (int(loud[-1]) + 1) * BLOCK
+
+
 def _trimmed(samples: np.ndarray) -> np.ndarray:
     """A word without the silence around it, at full level."""
-    level = _levels(samples)
-    if not level.size or not level.max():
+    if len(samples) < BLOCK or not samples.any():
         raise RuntimeError("espeak-ng said nothing; another version of it may lack the voice.")
-    loud = np.flatnonzero(level > WORD_FLOOR * level.max())
-    return samples[loud[0] * BLOCK : (loud[-1] + 1) * BLOCK] / level.max()
+    first, last = loud_part(samples, SILENCE)
+    return samples[first:last] / _levels(samples).max()
+
+
+def raised(samples: np.ndarray, factor: float) -> np.ndarray:
+    """All frequencies multiplied by `factor`, and the length divided by it: for more than 1 a smaller throat."""
+    return np.interp(np.arange(0, len(samples) - 1, factor), np.arange(len(samples)), samples).astype(np.float32)
 
 
 class Vocabulary:
@@ -176,8 +187,7 @@ class Vocabulary:
         variants = UNHEARD_VARIANTS if self.split == "test" else HEARD_VARIANTS
         voice = "+".join(part for part in (rng.choice(ACCENTS), rng.choice(variants)) if part)
         samples = speak(word, voice, int(rng.integers(110, 230)), int(rng.integers(20, 80)))
-        size = rng.uniform(0.92, 1.09)  # a larger or smaller throat: all frequencies moved
-        return np.interp(np.arange(0, len(samples) - 1, size), np.arange(len(samples)), samples).astype(np.float32)
+        return raised(samples, rng.uniform(0.92, 1.09))
 
     def speak_all(self, path: Optional[Path] = None):
         """Speaks every utterance now, or reads them from the `.npz` at `path`, which is written where it is missing."""
@@ -290,23 +300,24 @@ class TinyWorld:
         self.vocabulary = Vocabulary(split) if vocabulary is None else vocabulary
 
     def generator(self, index: int, purpose: int = 0) -> np.random.Generator:
-        """The random numbers of a clip (purpose 0) or of the questions about it (1)."""
+        """The random numbers of a clip (purpose 0), of the questions about it (1) or of what training does to it (2)."""
         return np.random.default_rng([SPLITS.index(self.split), self.seed, index, purpose])
 
     def outline(self, index: int) -> Clip:
         """A clip whose events are known and whose waveform is left silent: a fraction of the work."""
         rng = self.generator(index)
         seconds = rng.uniform(*CLIP_SECONDS)
-        events, _ = self._place(rng, seconds)
+        events, *_ = self._place(rng, seconds)
         return Clip(np.zeros(round(seconds * RATE), dtype=np.float32), events)
 
     def __getitem__(self, index: int) -> Clip:
         rng = self.generator(index)
         seconds = rng.uniform(*CLIP_SECONDS)
-        events, parts = self._place(rng, seconds)
+        events, parts, spans = self._place(rng, seconds)
         waveform = np.zeros(round(seconds * RATE), dtype=np.float32)
-        for event, part in zip(events, parts):
-            start = round(event.start * RATE)
+        for event, part, (begins, _) in zip(events, parts, spans):
+            start = round(event.start * RATE) - begins
+            part, start = part[max(0, -start) :], max(0, start)
             waveform[start : start + len(part)] += part[: len(waveform) - start] * 10 ** (rng.uniform(-8, 0) / 20)
         if rng.random() < 0.75:
             below = rng.uniform(18, 50)  # dB under the events' loudest
@@ -315,12 +326,18 @@ class TinyWorld:
         waveform *= 10 ** (rng.uniform(-26, -1) / 20) / max(peak, 1.0)
         return Clip(waveform.astype(np.float32), events)
 
-    def _place(self, rng: np.random.Generator, seconds: float) -> tuple[list[Event], list[np.ndarray]]:
-        """Events in a row, with silence around and between them that is sometimes none, and rarely less."""
+    def _place(
+        self, rng: np.random.Generator, seconds: float
+    ) -> tuple[list[Event], list[np.ndarray], list[tuple[int, int]]]:
+        """
+        Events in a row, with silence around and between them that is sometimes none, and rarely less; their sounds; and
+        from which sample to which of these the events are.
+        """
         count = min(int(rng.choice(MOST_EVENTS + 1, p=(0.06, 0.16, 0.2, 0.22, 0.2, 0.16))), int(seconds / 1.1))
         labels = [rng.choice(WORDS) if rng.random() < 0.6 else rng.choice(SOUNDS) for _ in range(count)]
         parts = [self._sound(rng, label) for label in labels]
-        lengths = [len(part) / RATE for part in parts]
+        spans = [loud_part(part) if label in WORDS else (0, len(part)) for label, part in zip(labels, parts)]
+        lengths = [(end - start) / RATE for start, end in spans]
         free = seconds - sum(lengths) - 0.1
         while parts and free < 0:
             free += lengths.pop()
@@ -338,12 +355,14 @@ class TinyWorld:
             Event(round(float(start), 2), round(float(start) + length, 2), str(label))
             for start, length, label in zip(starts, lengths, labels)
         ]
-        return events, parts
+        return events, parts, spans
 
     def _sound(self, rng: np.random.Generator, label: str) -> np.ndarray:
         if label in SOUND_MAKERS:
             return _loudest(SOUND_MAKERS[label](rng))
-        return self.vocabulary(label, int(rng.integers(self.vocabulary.utterances)))
+        samples = self.vocabulary(label, int(rng.integers(self.vocabulary.utterances)))
+        # In training no utterance is ever heard again as it was, so that other voices are no surprise.
+        return raised(samples, rng.uniform(0.85, 1.18)) if self.split == "train" else samples
 
 
 # --------------------------------------------------------------------------------------------------- questions, answers
@@ -379,7 +398,7 @@ def _name(label: str) -> str:
 
 
 def _the(label: str) -> str:
-    return f'the word "{label}"' if label in WORDS else f"the {label}"
+    return f'the word "{label}"' if label in WORDS else "the click train" if label == "clicks" else f"the {label}"
 
 
 def _plural(label: str) -> str:
@@ -482,7 +501,7 @@ def _presence(clip: Clip, rng: np.random.Generator) -> Question:
         return Question("presence", prompt, "Yes." if words_of(clip) else "No.")
     present = rng.random() < 0.5 and bool(there)
     label = _pick(rng, sorted(there) if present else [label for label in LABELS if label not in there])
-    thing = f'the word "{label}"' if label in WORDS else "a click train" if label == "clicks" else f"a {label}"
+    thing = "a click train" if label == "clicks" else _name(label)
     prompt = _pick(rng, (f"Is there {thing}?", f"Can {thing} be heard?", f"Do you hear {thing}?"))
     return Question("presence", prompt, "Yes." if present else "No.")
 
@@ -497,7 +516,7 @@ def _choice(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
         wrong = [number for number in wrong if number != right][:3]
     else:
         question, right = _choice_question(clip, rng)
-        wrong = list(rng.permutation([label for label in (LABELS if kind < 0.6 else there) if label not in (right,)]))
+        wrong = list(rng.permutation([label for label in (LABELS if kind < 0.6 else there) if label != right]))
         if "Which of these" in question:
             wrong = [label for label in rng.permutation(LABELS) if label not in there]
         wrong = list(dict.fromkeys(wrong))[:3]
@@ -536,6 +555,7 @@ ASKERS: dict[str, Callable[[Clip, np.random.Generator], Optional[Question]]] = {
     "presence": _presence,
     "choice": _choice,
 }
+_LISTS = ("transcription", "timestamps", "description")
 _THOUGHTFUL = ("when", "count", "order", "presence", "choice")
 
 
@@ -565,27 +585,38 @@ def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
     return [question for question in asked if question is not None]
 
 
-def turns(clip: Clip, rng: np.random.Generator, most: int = 3) -> list[Question]:
-    """Questions for one conversation of up to `most` turns; thinking in the last one, where it stays in the prompt."""
-    wanted = int(rng.integers(1, most + 1))
-    tasks = list(rng.permutation(list(ASKERS)))
-    asked: list[Question] = []
-    if rng.random() < 0.25:
-        thoughtful = ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True)
-        if thoughtful is not None:
-            asked.append(thoughtful)
-    for task in tasks:
-        if len(asked) >= wanted:
-            break
-        question = ask(clip, task, rng)
-        if question is not None:
-            asked.insert(0, question)
-    return asked
+def turns(clip: Clip, rng: np.random.Generator, most: int = 6) -> list[Question]:
+    """
+    Questions for one conversation of up to `most` turns: brief ones first, as there is much to learn from few words, and
+    whatever lists events last, where no other answer can be read from it instead of being heard. Before half of the choices
+    the same is asked without options, so that what remains to be learned is how to choose.
+    """
+    kind = rng.random()
+    last = ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True) if kind < 0.2 else None
+    if 0.2 <= kind < 0.8:
+        last = ask(clip, _pick(rng, ("timestamps", *_LISTS)), rng)
+    wanted = int(rng.integers(0 if last else 1, most if last else most + 1))
+    asked: dict[str, Question] = {}
+    for task in rng.choice([*_THOUGHTFUL, "choice", "choice"], wanted):  # a choice has one letter to learn from
+        question = ask(clip, str(task), rng)
+        opened = opened_choice(question) if question is not None and task == "choice" and rng.random() < 0.5 else None
+        asked.update({turn.prompt: turn for turn in (opened, question) if turn is not None})
+    return [*list(asked.values())[:wanted], *([last] if last else [])] or [ask(clip, _pick(rng, _LISTS), rng)]
+
+
+def opened_choice(choice: Question) -> Optional[Question]:
+    """What a choice asks without its options, or None where it asks about these."""
+    question, *options = choice.prompt.partition("\nQuestion: ")[2].split("\n")
+    right = next(option[3:] for option in options if option[0] == choice.answer)
+    if "these" in question:
+        return None
+    task, answer = ("count", right) if right.isdigit() else ("order", _name(right))
+    return Question(task, question, _sentence(answer))
 
 
 def listing(clip: Clip, rng: np.random.Generator) -> Question:
     """A question whose answer lists what is in a clip, in order, in one of the ways that there are for it."""
-    task = _pick(rng, ("transcription", "timestamps", "description", "thinking"))
+    task = _pick(rng, (*_LISTS, "thinking"))
     if task != "thinking":
         return ask(clip, task, rng)
     return ask(clip, _pick(rng, ("count", "presence")), rng, think=True)
@@ -651,7 +682,7 @@ def main(arguments: Optional[list[str]] = None):
         parser.error(f"--clips {options.clips} must be at least 1, and --seed {options.seed} at least 0")
     try:
         write(options.folder, options.split, options.clips, options.seed)
-    except (FileExistsError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         sys.exit(str(error))
 
 

@@ -192,20 +192,22 @@ def make_model(processor: MossAudioProcessor, taps: Optional[int] = None) -> Mos
 
 
 OFFSETS = 8  # hundredths of a second in a token
-HEARD = (1 + len(LABELS), 4, 10, 4, 10, 10, OFFSETS, 10, OFFSETS)  # how many values each column of `frame_labels` has
+HEARD = (1 + len(LABELS), 10, 10, 10, OFFSETS, 10, OFFSETS)  # how many values each column of `frame_labels` has
 TIMES_SHARES = (0.1, 0.4)  # what each column of times counts beside the label: while the words are learned, and then
 IGNORED = -100
+MOST_MASKED = 16  # mel bins of a band that is left out, of two
+MOST_JUMP = 40  # positions, where training skips some
 MERGER_SHARE = 0.1  # of what the adapter hands on, about: what the mergers add when the decoder begins to learn
 
 
 def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) -> np.ndarray:
     """
-    What is to be heard in each 80 ms of a clip.
+    What is to be heard in each 80 ms of a clip. The seconds are not: the markers tell them.
 
     Returns:
-        int64 `(tokens, 9)`, -100 where a column has nothing to say: the label (0 is none); seconds and tenths of the
-        event's start in the window, then of its end, where they lie in this window; and where an event starts or ends in
-        the token itself, the hundredths of that time and how many of them it is into the token, for start and end.
+        int64 `(tokens, 7)`, -100 where a column has nothing to say: the label (0 is none); the tenths of the event's start
+        and of its end, where they lie in this window; and where an event starts or ends in the token itself, the
+        hundredths of that time and how many of them it is into the token, for start and end.
     """
     labels = np.full((tokens, len(HEARD)), IGNORED, dtype=np.int64)
     labels[:, 0] = 0
@@ -213,14 +215,14 @@ def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) ->
     for event in events:
         inside = np.flatnonzero((centres >= event.start - 0.02) & (centres < event.end + 0.02))
         labels[inside, 0] = 1 + LABELS.index(event.label)
-        labels[inside, 1:5] = IGNORED  # the times of an event that it covers
+        labels[inside, 1:3] = IGNORED  # the times of an event that it covers
         for token in inside:
             begin = centres[token] // window_seconds * window_seconds
-            for column, time in ((1, event.start), (3, event.end)):
+            for column, time in ((1, event.start), (2, event.end)):
                 tenths = round((time - begin) * 100) // 10
                 if 0 <= tenths < 10 * window_seconds:
-                    labels[token, column : column + 2] = divmod(tenths, 10)
-        for column, time in ((5, event.start), (7, event.end)):
+                    labels[token, column] = tenths % 10
+        for column, time in ((3, event.start), (5, event.end)):
             hundredths = round(time * 100)
             token, offset = divmod(hundredths, OFFSETS)
             if token < tokens:
@@ -237,7 +239,7 @@ class Heads(nn.Module):
         self.times_share = TIMES_SHARES[0]
 
     def forward(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`states` (tokens, width) and `labels` (tokens, 9): the loss, and the logits of what is heard."""
+        """`states` (tokens, width) and `labels` (tokens, 7): the loss, and the logits of what is heard."""
         parts = self.linear(states.to(self.linear.weight.dtype)).float().split(HEARD, dim=-1)
         label = labels[:, 0]
         # Tokens without an event count for themselves: they are most of all, and easy.
@@ -258,7 +260,7 @@ class Ear(nn.Module):
         self.heads = Heads(model.config.language_config.hidden_size)
 
     def forward(self, audio_data: torch.Tensor, audio_data_seqlens: torch.Tensor, labels: torch.Tensor, **kwargs):
-        """`labels` are those of all tokens of all clips, `(tokens, 9)`; returns the loss and the logits."""
+        """`labels` are those of all tokens of all clips, `(tokens, 7)`; returns the loss and the logits."""
         states = self.audio_encoder(audio_data, audio_data_seqlens).last_hidden_state
         loss, logits = self.heads(self.audio_adapter(states), labels)
         return {"loss": loss, "logits": logits}
@@ -276,7 +278,10 @@ class TimesLater(TrainerCallback):
 
 
 class Clips(Dataset):
-    """Clips of a split as features with their frame labels, made when asked for."""
+    """
+    Clips of a split as features with their frame labels, made when asked for. Those of training lack some bands of
+    frequencies. (After Park et al., SpecAugment, 2019.)
+    """
 
     def __init__(self, world: TinyWorld, count: int, first: int = 0):
         self.world, self.count, self.first = world, count, first
@@ -288,6 +293,11 @@ class Clips(Dataset):
         clip = self.world[self.first + index]
         features = log_mel(torch.from_numpy(clip.waveform))
         labels = torch.from_numpy(frame_labels(clip.events, frames_to_tokens(features.shape[1])))
+        if self.world.split == "train":
+            random = self.world.generator(self.first + index, 2)
+            for width in random.integers(0, MOST_MASKED + 1, 2):
+                low = random.integers(0, len(features) - width + 1)
+                features[low : low + width] = features.mean()
         return {"features": features, "labels": labels}
 
 
@@ -307,19 +317,28 @@ def join_clips(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 class Conversations(Dataset):
     """
     Conversations about clips of a split in the chat layout, made when asked for. The first `lists` of them have one turn,
-    which lists what is heard.
+    which lists what is heard. With `uneven`, each has a seed for [`UnevenCollator`].
     """
 
-    def __init__(self, world: TinyWorld, count: int, first: int = 0, most_turns: int = 3, lists: int = 0):
+    def __init__(
+        self,
+        world: TinyWorld,
+        count: int,
+        first: int = 0,
+        most_turns: int = 6,
+        lists: int = 0,
+        uneven: bool = False,
+    ):
         self.world, self.count, self.first = world, count, first
-        self.most_turns, self.lists = most_turns, lists
+        self.most_turns, self.lists, self.uneven = most_turns, lists, uneven
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         clip = self.world[self.first + index]
-        return {"messages": messages({"audio": clip.waveform}, self._turns(index, clip))}
+        chat = messages({"audio": clip.waveform}, self._turns(index, clip))
+        return {"messages": chat, "jumps": self.first + index if self.uneven else None}
 
     def _turns(self, index: int, clip: Clip) -> list[Question]:
         random = self.world.generator(self.first + index, 1)
@@ -331,6 +350,33 @@ class Conversations(Dataset):
         asked = self._turns(index, clip)
         text = tokenizer([part for question in asked for part in question[1:]])["input_ids"]
         return clip.seconds, round(clip.seconds * TOKENS_PER_SECOND) + sum(map(len, text)) + 9 * len(asked)
+
+
+class UnevenCollator(MossAudioDataCollator):
+    """
+    Lets positions jump ahead at the time markers between a clip's tokens, by chance and up to `MOST_JUMP`, in samples with a
+    seed for it under `jumps`. In clips as short as these a decoder would tell the time by how far it is to the start, and not
+    learn to read the markers. (After Ruoss et al., Randomized Positional Encodings Boost Length Generalization of
+    Transformers, 2023.)
+    """
+
+    def __init__(self, processor: MossAudioProcessor):
+        super().__init__(processor, extra_keys=("jumps",))
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The batch of `samples`, with `position_ids` (rows, tokens)."""
+        batch = super().__call__(samples)
+        audio = batch["input_ids"] == self.processor.audio_token_id
+        # A marker follows an audio token, and audio tokens follow it.
+        markers = ~audio[:, 1:] & audio[:, :-1] & (audio.flip(1).cumsum(1).flip(1)[:, 1:] > 0)
+        jumps = torch.zeros_like(batch["input_ids"])
+        for row, seed in enumerate(batch.pop("extras")["jumps"]):
+            if seed is not None:
+                random = torch.Generator().manual_seed(seed)
+                shares = torch.rand(1, generator=random) * torch.rand(markers.shape[1], generator=random)
+                jumps[row, 1:] = markers[row] * shares * (MOST_JUMP + 1)
+        batch["position_ids"] = ((batch["attention_mask"] + jumps).cumsum(1) - 1).clamp(min=0)
+        return batch
 
 
 class TinyTrainer(Trainer):
@@ -369,13 +415,13 @@ class TinyTrainer(Trainer):
 class Settings:
     """What a run is made of; written beside its results."""
 
-    encoder_steps: int = 5200
+    encoder_steps: int = 8600
     word_steps: int = 2640  # the first of them, in which times count for little
-    steps: int = 4000
+    steps: int = 4400
     batch_size: int = 32
     learning_rate: float = 2e-3
     encoder_learning_rate: float = 1e-3  # while it learns alone
-    list_steps: int = 1500  # with which the second stage begins: one turn, which lists what is heard
+    list_steps: int = 1100  # with which the second stage begins: one turn, which lists what is heard
     short_steps: int = 200  # the first of them, on the shortest clips
     warmup_steps: int = 100
     weight_decay: float = 0.01
@@ -528,9 +574,9 @@ def train_decoder(
     trainer = TinyTrainer(
         model=model,
         args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
-        train_dataset=Conversations(world, count, first=settings.clips, lists=lists),
+        train_dataset=Conversations(world, count, first=settings.clips, lists=lists, uneven=True),
         eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
-        data_collator=MossAudioDataCollator(processor),
+        data_collator=UnevenCollator(processor),
         short_steps=settings.short_steps,
     )
     run(trainer)
@@ -588,13 +634,19 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
         The folder of the checkpoint, in bfloat16 and without code.
 
     Raises:
-        ValueError: where `folder` holds a run with other settings, or numbers of steps do not fit each other.
-        RuntimeError: where espeak-ng is missing.
+        ValueError: where `folder` holds a run with other settings, numbers of steps do not fit each other, or `encoder`
+            was taught something else.
+        FileNotFoundError: where espeak-ng is missing.
     """
-    if not 0 <= settings.short_steps <= settings.list_steps <= settings.steps or settings.encoder_steps < 1:
+    if not 0 <= settings.word_steps <= settings.encoder_steps or settings.encoder_steps < 1:
         raise ValueError(
-            f"encoder_steps {settings.encoder_steps} must be at least 1, and short_steps {settings.short_steps} ≤ "
-            f"list_steps {settings.list_steps} ≤ steps {settings.steps}: short lists come first, then lists, then all."
+            f"word_steps {settings.word_steps} must not be more than encoder_steps {settings.encoder_steps}, of which they "
+            "are the first, and these at least 1."
+        )
+    if not 0 <= settings.short_steps <= settings.list_steps <= settings.steps:
+        raise ValueError(
+            f"short_steps {settings.short_steps} ≤ list_steps {settings.list_steps} ≤ steps {settings.steps} must hold: "
+            "short lists come first, then lists, then all."
         )
     check_espeak()
     folder.mkdir(parents=True, exist_ok=True)
@@ -611,16 +663,28 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
         if encoder
         else train_encoder(settings, folder, world, dev)
     )
+    if len(taught["heads"]["linear.weight"]) != sum(HEARD):
+        raise ValueError(
+            f"{encoder or folder / 'encoder.pt'} was taught other labels, by another version; teach one anew."
+        )
     return train_decoder(settings, folder, world, dev, taught)
+
+
+def import_pyplot() -> Any:
+    """The module matplotlib.pyplot, for pictures in files; or an ImportError that says how to get it."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError("curves are drawn by matplotlib: `pip install matplotlib`.") from error
+    return pyplot
 
 
 def draw_curves(folder: Path, path: Path):
     """Draws what the ear names wrongly and the loss of the decoder, by step, as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = import_pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     logs = [json.loads((folder / stage / "log.json").read_text(encoding="utf-8")) for stage in ("encoder", "model")]
     # The loss of the ear would have a step where times begin to count for more.
@@ -657,8 +721,9 @@ def main(arguments: Optional[list[str]] = None):
         time_markers=not options.no_time_markers,
     )
     try:
+        import_pyplot()  # it would be missed after hours
         print(train(settings, options.folder))
-    except (RuntimeError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(str(error))
     draw_curves(options.folder, options.folder / "curves.png")
 
