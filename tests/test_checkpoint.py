@@ -15,6 +15,7 @@ from moss_audio import MossAudioModel, MossAudioProcessor, parse_transcript, spl
 from moss_audio.checkpoints import TINY, demo
 from moss_audio.checkpoints.demo import main_questions, read_clips
 from moss_audio.cli import app
+from moss_audio.training.evaluate import table
 from moss_audio.training.tiny_world import (
     ASKERS,
     DESCRIBE,
@@ -72,6 +73,15 @@ def test_the_folder_holds_data_alone_and_is_small():
     assert not any(path.suffix == ".py" for path in files)
     assert sum(path.stat().st_size for path in files) <= 16e6
     assert not re.search(r"auto_map|custom_pipelines", Path(TINY, "config.json").read_text(encoding="utf-8"))
+
+
+def test_the_readme_tells_how_well_it_listens():
+    """By the evaluation that is kept: the table is what `moss-audio evaluate` made of its figures."""
+    root = Path(__file__).parents[1]
+    report = json.loads((root / "checkpoints/evaluation/report.json").read_text(encoding="utf-8"))
+    shown = table(report["tasks"])
+    assert shown in (root / "README.md").read_text(encoding="utf-8")
+    assert (root / "checkpoints/evaluation/report.md").read_text(encoding="utf-8").startswith(shown)
 
 
 def test_it_has_every_part():

@@ -77,6 +77,14 @@ def test_timestamps_that_are_far_off_or_missing_are_wrong():
     assert silent.wrong == [False] and silent.figures["matched"] is None
 
 
+def test_segments_without_words_have_times():
+    text = "[1.00]♪[2.00][2.00]go[2.50][3.00]…[4.00]"
+    score = timestamp_score([text], [text])
+    assert score.figures["matched"] == 1 and score.figures["aas_ms"] == 0 and score.wrong == [False]
+    score = timestamp_score([text], ["[2.10]go[2.50][3.00]…[4.00]"])
+    assert score.figures["matched"] == pytest.approx(4 / 6) and score.figures["aas_ms"] == pytest.approx(25)
+
+
 def test_exact_match():
     score = exact_match(["A", "Yes.", "a bell"], ["a.", "No.", "A bell."])
     assert score.figures == {"accuracy": pytest.approx(2 / 3)} and score.wrong == [False, True, False]
@@ -115,3 +123,9 @@ def test_events_are_found_in_sentences():
     text = 'A noise burst, then two Beeps, then the word "no", then clicks. None is a phone.'
     assert find_events(text, labels) == ["noise burst", "beep", "no", "clicks"]
     assert find_events("anything", []) == []
+    assert find_events("先是狗叫，然后有人说beep，接着铃声响起。", ["铃声", "beep", "狗叫"]) == [
+        "狗叫",
+        "beep",
+        "铃声",
+    ]
+    assert find_events("He says C++, then C, and no cats.", ["C", "C++", "cat"]) == ["C++", "C", "cat"]

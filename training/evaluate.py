@@ -80,7 +80,7 @@ def read_samples(
     count = len(rows) if limit is None else min(limit, len(rows))
     samples = [_sample(rows[index], chosen or {}) for index in range(count)]
     tasks = {sample.task for sample in samples}
-    for task in (chosen or {}).keys() - tasks:
+    for task in (chosen or {}).keys() - tasks - {task.removesuffix(THINKING) for task in tasks}:
         raise ValueError(
             f"a metric is given for task {task!r}, which no sample has; there are {', '.join(sorted(tasks))}."
         )
@@ -94,7 +94,8 @@ def _sample(row: Mapping[str, Any], chosen: Mapping[str, str]) -> Sample:
     _, reference = split_reasoning(text)
     events = row.get("events")
     task = str(row.get("task") or "all")
-    metric = chosen.get(task) or row.get("metric") or _metric(task.removesuffix(THINKING), reference, events)
+    general = task.removesuffix(THINKING)
+    metric = chosen.get(task) or chosen.get(general) or row.get("metric") or _metric(general, reference, events)
     if metric not in METRICS:
         raise DataError(f"{row['origin']}: `metric` is {metric!r}; expected one of {', '.join(METRICS)}.")
     if metric == "events" and events is None:
@@ -122,7 +123,7 @@ def _metric(task: str, reference: str, events: Any) -> str:
         return "wer" if metric == "events" and events is None else metric
     if any(segment.start is not None for segment in parse_transcript(reference)):
         return "timestamps"
-    return "choice" if re.fullmatch("[A-D]", reference) else "exact" if len(reference) == 1 else "wer"
+    return "choice" if re.fullmatch("[A-D]", reference) else "wer"
 
 
 def answers(
@@ -254,7 +255,7 @@ def wrong_answers(rows: Sequence[Mapping[str, Any]], most: int) -> Iterator[str]
             yield f"\n{task}: {len(wrong)} not right" + (f", the first {most}:" if len(wrong) > most else ":")
         for row in wrong[:most]:
             question = " ".join(row["question"].split())
-            yield f"  {row['origin']}: {question if len(question) < 80 else question[:77] + '…'}"
+            yield f"  {row['origin']}: {question if len(question) < 120 else f'{question[:40]} … {question[-76:]}'}"
             yield f"    answer: {row['answer']!r}"
             yield f"    right:  {row['reference']!r}"
 

@@ -29,7 +29,9 @@ from moss_audio.transcripts_moss_audio import Transcript, parse_transcript
 TIME_COLLAR = 0.2  # seconds: the usual onset collar of sound event detection
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 # Scripts without spaces are compared by the character, as the field does.
-_UNSPACED = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_RANGES = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_UNSPACED = re.compile(f"[{_RANGES}]")
+_SPACED = re.compile(rf"[^\W{_RANGES}]")  # what words of the other scripts are made of
 
 
 @dataclass
@@ -137,7 +139,7 @@ def _words_and_edges(transcript: Transcript) -> tuple[list[str], list[list[Any]]
     """All words, and for each the times that it opens and closes a segment at, None where it does not."""
     words, edges = [], []
     for segment in transcript:
-        own = words_of(segment.text)
+        own = words_of(segment.text) or segment.text.split()  # a note of music has its times, too
         words += own
         times = [[None, None] for _ in own]
         if own:
@@ -208,10 +210,16 @@ def event_f1(references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[
 
 def find_events(text: str, labels: Sequence[str]) -> list[str]:
     """The labels that a text names, in order; the longer one where two begin at one place."""
-    ordered = sorted(labels, key=len, reverse=True)
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, map(str.lower, ordered))) + r")s?\b")
-    names = {label.lower(): label for label in labels}
-    return [names[match.group(1)] for match in pattern.finditer(text.lower())] if labels else []
+    ordered = sorted(filter(None, labels), key=len, reverse=True)
+    pattern = re.compile("|".join(map(_as_words, ordered)))
+    return [ordered[match.lastindex - 1] for match in pattern.finditer(text.lower())] if ordered else []
+
+
+def _as_words(label: str) -> str:
+    """A pattern for a label by itself, one or several; where spaces part words, it is no part of another word."""
+    before = f"(?<!{_SPACED.pattern})" if _SPACED.match(label[0]) else ""
+    after = f"s?(?!{_SPACED.pattern})" if _SPACED.match(label[-1]) else ""
+    return f"{before}({re.escape(label.lower())}){after}"
 
 
 def _share_right(wrong: list[bool]) -> Any:
