@@ -16,8 +16,8 @@
     python -m moss_audio.benchmarks.batching
 
 Through the pipeline, as a user would call it: `batch_size=16` against `batch_size=1`. Log-mel, encoder, prefill and decoding
-are included on both sides. In float32 the first tokens of some answers must be the same, which is looked at first; bfloat16 rounds differently in a batch, and with random
-weights the likeliest tokens are so close that many answers then part somewhere.
+are included on both sides. In float32 the first tokens of some answers must be the same, which is looked at first; bfloat16
+rounds differently in a batch, and with random weights the likeliest tokens are so close that many answers then part somewhere.
 """
 
 import statistics
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from .measuring import Report, against_target, make_parser, publish, ratios, take_turns
-from .models import DTYPES, QUESTION, make_pipeline, sound
+from .models import DTYPES, QUESTION, make_pipeline, restore_rope, sound
 
 
 TARGETS = {"cpu": 3.0, "cuda": 8.0}
@@ -58,7 +58,8 @@ def measure(
         raise RuntimeError(
             f"in float32, the first {checked} tokens of the answers differ between batches and one by one."
         )
-    pipe.model.to(dtype)
+    restore_rope(pipe.model.to(dtype), device)
+    answers(pipe, some, checked, len(some))  # warm: a round takes minutes
     sizes = {"one by one": 1, f"a batch of {clips}": clips}
     single, batch = sizes
     texts: dict[str, list[str]] = {}
@@ -66,7 +67,7 @@ def measure(
         name: lambda name=name, size=size: texts.update({name: answers(pipe, sounds, tokens, size)})
         for name, size in sizes.items()
     }
-    taken = take_turns(ways, rounds, device, warm_up=lambda: answers(pipe, some, checked, len(some)))
+    taken = take_turns(ways, rounds, device, warm=0)
     rows = []
     for name in sizes:
         median = statistics.median(taken[name])

@@ -109,11 +109,7 @@ def turn(ways: Iterable[str], number: int) -> list[str]:
 
 
 def take_turns(
-    ways: dict[str, Callable[[], Any]],
-    rounds: int,
-    device: str = "cpu",
-    warm: int = 1,
-    warm_up: Optional[Callable[[], Any]] = None,
+    ways: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu", warm: int = 1
 ) -> dict[str, list[float]]:
     """
     Runs every way once a round, in the order of [`turn`].
@@ -121,15 +117,11 @@ def take_turns(
     Args:
         ways: functions by name. One that returns [`Seconds`] says itself how long it took.
         warm: rounds before those that count.
-        warm_up: instead of such rounds, a function that is called once; for ways that take minutes.
 
     Returns:
         The seconds of each way, a number a round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    if warm_up is not None:
-        warm_up()
-        warm = 0
     for number in range(warm + rounds):
         for name in turn(ways, number):
             gc.collect()

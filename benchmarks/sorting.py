@@ -20,7 +20,7 @@ until its longest answer has ended, and its prompts are padded to the longest.
 """
 
 import statistics
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,18 +67,17 @@ def measure(
     orders = {"as they come": given, "sorted by length": sorted(given, key=len)}
     steps = {}
 
-    def answer(name: str, clips: Optional[list[np.ndarray]] = None):
+    def answer(name: str, sounds: list[np.ndarray]):
         ends = EndsInProportion(pipe.model.config.audio_token_id, rate / TOKENS_PER_SECOND)
         limit = int(max(lengths) * rate) + 2
         options = {"stopping_criteria": StoppingCriteriaList([ends]), "max_new_tokens": limit, "min_new_tokens": limit}
-        pipe(
-            orders[name] if clips is None else clips, text=QUESTION, batch_size=batch_size, do_sample=False, **options
-        )
+        results = pipe(sounds, text=QUESTION, batch_size=batch_size, do_sample=False, **options)
+        assert len(results) == len(sounds)
         steps[name] = ends.steps
 
-    shortest = min(given, key=len)
-    ways = {name: lambda name=name: answer(name) for name in orders}
-    taken = take_turns(ways, rounds, device, warm_up=lambda: answer("as they come", [shortest]))
+    answer("warm", [min(given, key=len)])  # a round takes minutes
+    ways = {name: lambda name=name: answer(name, orders[name]) for name in orders}
+    taken = take_turns(ways, rounds, device, warm=0)
     rows = [[name, statistics.median(taken[name]), steps[name]] for name in orders]
     ratio = ratios(*taken.values())
     notes = [
@@ -86,7 +85,12 @@ def measure(
         f"Size {size}, {clips} clips of {seconds[0]:g} to {seconds[1]:g} s in batches of {batch_size}, {rate:g} tokens a "
         "second of sound.",
     ]
-    return Report(["clips", "seconds", "decoding steps"], rows, notes, {"ratio": ratio, "steps": list(steps.values())})
+    return Report(
+        ["clips", "seconds", "decoding steps"],
+        rows,
+        notes,
+        {"ratio": ratio, "steps": [steps[name] for name in orders]},
+    )
 
 
 def main():
