@@ -142,10 +142,10 @@ def measure(
 
 
 def main():
-    parser = make_parser("decoding_step", __doc__)
+    parser = make_parser("decoding_step", __doc__, rounds=8)
     parser.add_argument("--size", default="0.6b", help="of the decoder: tiny, 0.6b, 4b or 8b; default: 0.6b")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 1024, 8192], help="tokens in the cache")
-    parser.add_argument("--steps", type=int, default=16, help="steps of which a round takes the median")
+    parser.add_argument("--steps", type=int, default=4, help="steps of which a round takes the median")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     options = parser.parse_args()
     arguments = (options.size, options.lengths, options.steps, options.rounds, DTYPES[options.dtype])

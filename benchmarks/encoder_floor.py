@@ -170,7 +170,7 @@ def measure(options: argparse.Namespace) -> tuple[Report, Callable[[], Any]]:
         rows=[[name, value, options.seconds / value, taken.flops / value / 1e12] for name, value in medians.items()],
         notes=[
             against_target(
-                "The encoder takes times as long as its matrix products",
+                "Time of the encoder over that of its matrix products",
                 slower,
                 "at most 1.25",
                 slower["median"] <= 1.25,

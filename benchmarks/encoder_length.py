@@ -92,7 +92,10 @@ def make_report(
         ],
         notes=[
             against_target(
-                "The long clip takes times as long", longer, f"at most {allowed:.3g}", longer["median"] <= allowed
+                "Time of the long clip over that of the short one",
+                longer,
+                f"at most {allowed:.3g}",
+                longer["median"] <= allowed,
             ),
             f"It takes {memory:.3g} times the peak of memory above weights "
             f"({verdict('at most 1.2', memory <= 1.2)}), and {with_weights:.3g} times with the weights of {weights:,.0f} MB. "

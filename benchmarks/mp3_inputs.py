@@ -16,8 +16,8 @@ decoding and resampling alone.
 
     python -m moss_audio.benchmarks.mp3_inputs
 
-Decoding and resampling alone are soundfile, the mean of the two channels, and soxr at its default quality, all at once: what
-the processor's samples are compared with, too. The tokenizer is made up, with a vocabulary of the released size.
+Decoding and resampling alone are soundfile, the mean of the two channels, and soxr at its default quality: all at once, with which
+the processor's samples are compared, too, or piece by piece as `load_audio` does it. The faster of the two counts. The tokenizer is made up, with a vocabulary of the released size.
 """
 
 import statistics
@@ -38,7 +38,7 @@ from .models import QUESTION, make_processor
 
 RATE = 44100
 AGREEMENT = 1e-6  # of samples between -1 and 1
-ALONE, LOADING, WHOLE = "decoding and resampling alone", "`load_audio`", "the processor's call"
+ALONE, LOADING, WHOLE = "decoding and resampling, all at once", "the same by `load_audio`", "the processor's call"
 
 
 def make_mp3(path: Path, seconds: float, seed: int):
@@ -89,19 +89,20 @@ def measure(seconds: float, rounds: int, seed: int, device: str) -> Report:
         }
         times = take_turns(ways, rounds, device)
         megabytes = path.stat().st_size / 1e6
-    whole, loading = ratios(times[WHOLE], times[ALONE]), ratios(times[LOADING], times[ALONE])
+    faster = [min(pair) for pair in zip(times[ALONE], times[LOADING])]
+    whole, loading = ratios(times[WHOLE], faster), ratios(times[LOADING], times[ALONE])
     medians = {name: statistics.median(each) for name, each in times.items()}
     return Report(
         header=["", "seconds", "seconds of audio a second"],
         rows=[[name, medians[name], seconds / medians[name]] for name in ways],
         notes=[
             against_target(
-                "The processor's call takes times as long as decoding and resampling alone",
+                "Time of the processor's call over that of decoding and resampling, by the faster way of each round",
                 whole,
                 "at most 1.5",
                 whole["median"] <= 1.5,
             ),
-            f"`load_audio` takes {loading['median']:.3g} times as long. A file of {megabytes:.1f} MB; the samples differ by "
+            f"`load_audio` takes {loading['median']:.3g} times as long as all at once. A file of {megabytes:.1f} MB; the samples differ by "
             f"{difference:.2g} at most.",
         ],
         values={"whole": whole, "loading": loading, "seconds": times, "file_megabytes": megabytes},

@@ -93,7 +93,7 @@ def measure(size: str, seconds: float, dtype: str, rounds: int, device: str, see
 
 
 def main():
-    parser = make_parser("prefill_memory", __doc__, rounds=2)
+    parser = make_parser("prefill_memory", __doc__, rounds=1)
     parser.add_argument("--size", default="0.6b", help="tiny, 0.6b, 4b or 8b; default: 0.6b")
     parser.add_argument("--seconds", type=float, default=600, help="of the clip; default: 600")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")

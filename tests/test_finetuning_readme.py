@@ -103,6 +103,7 @@ def test_only_flags_of_both_versions_are_used():
         "resume_from_checkpoint",
         "logging_steps",
         "eval_strategy",
+        "save_strategy",
         "use_cpu",
     }
     assert common <= set(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -220,6 +221,14 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="other settings"):
         train(Settings(seed=1), tmp_path)
+
+    # Without learning, a run that goes on from another one's end comes to the same end.
+    on = replace(settings, after=str(tmp_path), seed=1, steps=2, list_steps=0, short_steps=0, learning_rate=0.0)
+    assert (train(on, tmp_path / "on") / "model.safetensors").read_bytes() == weights
+    train_tiny.draw_curves(tmp_path / "on", tmp_path / "on.png")
+    with pytest.raises(FileNotFoundError, match="nowhere holds no run"):
+        train(replace(on, after="nowhere"), tmp_path / "lost")
+    assert not (tmp_path / "lost").exists()
 
 
 def test_steps_that_do_not_fit_each_other_are_refused(tmp_path):

@@ -386,7 +386,8 @@ TIMESTAMPS = (
     "Write down each word with its start and end.",
 )
 DESCRIBE = (RELEASED_CAPTION, "Describe what can be heard.", "What happens in this clip?")
-CHOICE = RELEASED_CHOICE + "\nQuestion: {question}\n{options}"
+CHOICE = (RELEASED_CHOICE + "\nQuestion: {question}\n{options}", "{question}\n{options}\nAnswer with a letter.")
+BRIEFLY = "Answer with a word."
 THINK = ("Think first.", "Think step by step.", "Think before you answer.")
 NO_SPEECH = "There is no speech."
 NOTHING = "Nothing can be heard."
@@ -527,7 +528,7 @@ def _choice(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
     options = [str(option) for option in rng.permutation(np.array([right, *wrong], dtype=object))]
     listing = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options))
     letter = "ABCD"[options.index(str(right))]
-    return Question("choice", CHOICE.format(question=question, options=listing), letter)
+    return Question("choice", _pick(rng, CHOICE).format(question=question, options=listing), letter)
 
 
 def _choice_question(clip: Clip, rng: np.random.Generator) -> tuple[str, str]:
@@ -585,19 +586,19 @@ def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
     return [question for question in asked if question is not None]
 
 
-def turns(clip: Clip, rng: np.random.Generator, most: int = 6) -> list[Question]:
+def turns(clip: Clip, rng: np.random.Generator, most: int = 12) -> list[Question]:
     """
     Questions for one conversation of up to `most` turns: brief ones first, as there is much to learn from few words, and
     whatever lists events last, where no other answer can be read from it instead of being heard. Before half of the choices
     the same is asked without options, so that what remains to be learned is how to choose.
     """
     kind = rng.random()
-    last = ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True) if kind < 0.2 else None
-    if 0.2 <= kind < 0.8:
-        last = ask(clip, _pick(rng, ("timestamps", *_LISTS)), rng)
+    last = ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True) if kind < 0.15 else None
+    if 0.15 <= kind < 0.8:
+        last = ask(clip, _pick(rng, _LISTS), rng)
     wanted = int(rng.integers(0 if last else 1, most if last else most + 1))
     asked: dict[str, Question] = {}
-    for task in rng.choice([*_THOUGHTFUL, "choice", "choice"], wanted):  # a choice has one letter to learn from
+    for task in rng.choice([*_THOUGHTFUL, "order", "presence", "choice", "choice", "choice"], wanted):
         question = ask(clip, str(task), rng)
         opened = opened_choice(question) if question is not None and task == "choice" and rng.random() < 0.5 else None
         asked.update({turn.prompt: turn for turn in (opened, question) if turn is not None})
@@ -605,13 +606,16 @@ def turns(clip: Clip, rng: np.random.Generator, most: int = 6) -> list[Question]
 
 
 def opened_choice(choice: Question) -> Optional[Question]:
-    """What a choice asks without its options, or None where it asks about these."""
-    question, *options = choice.prompt.partition("\nQuestion: ")[2].split("\n")
-    right = next(option[3:] for option in options if option[0] == choice.answer)
+    """
+    What a choice asks without its options, or None where it asks about these. The answer is the right option's text: what
+    is to be found among the options is known where the answer begins, and not a few words into a sentence.
+    """
+    lines = choice.prompt.split("\n")
+    right = next(line[3:] for line in lines if line.startswith(f"{choice.answer}. "))
+    question = next(line for line in lines if line.endswith("?")).removeprefix("Question: ")
     if "these" in question:
         return None
-    task, answer = ("count", right) if right.isdigit() else ("order", _name(right))
-    return Question(task, question, _sentence(answer))
+    return Question("count" if right.isdigit() else "order", f"{question} {BRIEFLY}", right)
 
 
 def listing(clip: Clip, rng: np.random.Generator) -> Question:

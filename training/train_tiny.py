@@ -24,7 +24,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
@@ -325,7 +325,7 @@ class Conversations(Dataset):
         world: TinyWorld,
         count: int,
         first: int = 0,
-        most_turns: int = 6,
+        most_turns: int = 12,
         lists: int = 0,
         uneven: bool = False,
     ):
@@ -431,6 +431,7 @@ class Settings:
     workers: int = 1
     taps: Optional[int] = None
     time_markers: bool = True
+    after: Optional[str] = None  # folder of a run whose ear, tokenizer and words are taken and whose decoder learns on
     compile: bool = False  # the decoder's layers, by torch.compile: a quarter less time; it wants a C++ compiler
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -550,22 +551,38 @@ def quieten_mergers(model: MossAudioModel, features: torch.Tensor):
         merger.down_proj.weight *= MERGER_SHARE
 
 
-def train_decoder(
-    settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld, taught: dict[str, dict[str, torch.Tensor]]
-) -> Path:
-    """Trains mergers and decoder on conversations; returns the folder that holds the bfloat16 checkpoint."""
-    set_seed(settings.seed)
-    processor = _kept_processor(folder)
-    processor.enable_time_marker = settings.time_markers
+def begin_model(
+    settings: Settings, processor: MossAudioProcessor, dev: TinyWorld, taught: dict[str, dict[str, torch.Tensor]]
+) -> MossAudioModel:
+    """A new model with the ear that was taught, whose decoder begins with what the ear's heads know."""
     model = make_model(processor, settings.taps)
     for name in ("audio_encoder", "audio_adapter"):
         model.get_submodule(name).load_state_dict(taught[name])
-        # A decoder that cannot listen yet takes sound for a disturbance, and would wear out what has learned to hear.
-        model.get_submodule(name).requires_grad_(False)
     embed_what_is_heard(model, processor.tokenizer, taught["heads"]["linear.weight"])
     hand_on_what_is_attended_to(model)
     clips = [log_mel(torch.from_numpy(dev[index].waveform[: 2 * RATE])) for index in range(16)]
     quieten_mergers(model, torch.stack(clips))
+    return model
+
+
+def train_decoder(
+    settings: Settings,
+    folder: Path,
+    world: TinyWorld,
+    dev: TinyWorld,
+    begin: Callable[[MossAudioProcessor], MossAudioModel],
+) -> Path:
+    """
+    Trains mergers and decoder of the model that `begin` makes on conversations; returns the folder that holds the bfloat16
+    checkpoint.
+    """
+    set_seed(settings.seed)
+    processor = _kept_processor(folder)
+    processor.enable_time_marker = settings.time_markers
+    model = begin(processor)
+    for name in ("audio_encoder", "audio_adapter"):
+        # A decoder that cannot listen yet takes sound for a disturbance, and would wear out what has learned to hear.
+        model.get_submodule(name).requires_grad_(False)
     if settings.compile:
         for layer in model.language_model.layers:
             layer.compile(dynamic=True)
@@ -636,7 +653,7 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
     Raises:
         ValueError: where `folder` holds a run with other settings, numbers of steps do not fit each other, or `encoder`
             was taught something else.
-        FileNotFoundError: where espeak-ng is missing.
+        FileNotFoundError: where espeak-ng is missing, or `settings.after` holds no run that came to an end.
     """
     if not 0 <= settings.word_steps <= settings.encoder_steps or settings.encoder_steps < 1:
         raise ValueError(
@@ -649,12 +666,18 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
             "short lists come first, then lists, then all."
         )
     check_espeak()
+    last = _last_checkpoint(Path(settings.after)) if settings.after else None
     folder.mkdir(parents=True, exist_ok=True)
     written = json.dumps(asdict(settings), indent=2)
     kept = folder / "settings.json"
     if kept.exists() and kept.read_text(encoding="utf-8") != written:
         raise ValueError(f"{folder} holds a run with other settings (see {kept}); choose another folder.")
     kept.write_text(written, encoding="utf-8")
+    if settings.after:
+        (folder / "encoder").mkdir(exist_ok=True)
+        for name in ("encoder/log.json", "encoder.pt", "vocabulary.npz"):
+            shutil.copyfile(Path(settings.after, name), folder / name)
+        shutil.copytree(Path(settings.after, "processor"), folder / "processor", dirs_exist_ok=True)
     vocabulary = Vocabulary("train")
     vocabulary.speak_all(folder / "vocabulary.npz")
     world, dev = TinyWorld("train", settings.seed, vocabulary), TinyWorld("dev", settings.seed)
@@ -667,7 +690,21 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
         raise ValueError(
             f"{encoder or folder / 'encoder.pt'} was taught other labels, by another version; teach one anew."
         )
-    return train_decoder(settings, folder, world, dev, taught)
+
+    def begin(processor: MossAudioProcessor) -> MossAudioModel:
+        if last is None:
+            return begin_model(settings, processor, dev, taught)
+        return MossAudioModel.from_pretrained(last, dtype=torch.float32)
+
+    return train_decoder(settings, folder, world, dev, begin)
+
+
+def _last_checkpoint(run: Path) -> str:
+    """The last checkpoint of the decoder in the folder of a run that came to an end."""
+    last = get_last_checkpoint(run / "model") if (run / "model" / "log.json").exists() else None
+    if last is None:
+        raise FileNotFoundError(f"{run} holds no run of this command that came to an end.")
+    return last
 
 
 def import_pyplot() -> Any:
@@ -709,6 +746,9 @@ def main(arguments: Optional[list[str]] = None):
         default = getattr(Settings, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
+    parser.add_argument(
+        "--after", metavar="RUN", help="folder of a run from whose end this one goes on; choose another seed"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the decoder's layers; needs a C++ compiler")
     parser.add_argument("--no-deepstack", action="store_true", help="a model without mergers")
     parser.add_argument("--no-time-markers", action="store_true", help="prompts without time markers")
@@ -719,6 +759,7 @@ def main(arguments: Optional[list[str]] = None):
         compile=options.compile,
         taps=0 if options.no_deepstack else None,
         time_markers=not options.no_time_markers,
+        after=options.after,
     )
     try:
         import_pyplot()  # it would be missed after hours
