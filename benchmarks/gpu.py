@@ -240,10 +240,24 @@ def steps(bench: Bench, batch: int, cache: str) -> tuple[float, torch.Tensor]:
         raise NotImplementedError("CUDA graphs need a GPU")
     inputs = bench.inputs(PROMPT_SECONDS if on_gpu(bench.device) else min(bench.options.seconds), batch)
     count, rounds = bench.options.steps, bench.options.rounds
-    if cache != "loop":
-        return decode(bench.model, inputs, count, cache, rounds)
-    done = [loop(bench.model, inputs, count) for _ in range(1 + rounds)][1:]
-    return statistics.median(seconds for seconds, _ in done), done[-1][1]
+    skipped = _skipped_graphs()
+    if cache == "loop":
+        done = [loop(bench.model, inputs, count) for _ in range(1 + rounds)][1:]
+        result = statistics.median(seconds for seconds, _ in done), done[-1][1]
+    else:
+        result = decode(bench.model, inputs, count, cache, rounds)
+    skipped = _skipped_graphs() - skipped
+    if skipped:
+        bench.notes.append(
+            f"{bench.size}, batch {batch}, {WORDS[cache]}: {skipped} compiled parts are no CUDA graphs (`TORCH_LOGS=cudagraphs` "
+            "tells why)."
+        )
+    return result
+
+
+def _skipped_graphs() -> int:
+    """How often the compiler has given up to capture a CUDA graph in this process."""
+    return torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
 
 
 @torch.no_grad()

@@ -526,9 +526,12 @@ def _choice(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
             if label not in (right, *wrong):
                 wrong.append(label)
     options = [str(option) for option in rng.permutation(np.array([right, *wrong], dtype=object))]
-    listing = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options))
     letter = "ABCD"[options.index(str(right))]
-    return Question("choice", _pick(rng, CHOICE).format(question=question, options=listing), letter)
+    return Question("choice", _pick(rng, CHOICE).format(question=question, options=_options(options)), letter)
+
+
+def _options(options: list[str]) -> str:
+    return "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options))
 
 
 def _choice_question(clip: Clip, rng: np.random.Generator) -> tuple[str, str]:
@@ -590,19 +593,30 @@ def turns(clip: Clip, rng: np.random.Generator, most: int = 12) -> list[Question
     """
     Questions for one conversation of up to `most` turns: brief ones first, as there is much to learn from few words, and
     whatever lists events last, where no other answer can be read from it instead of being heard. Before half of the choices
-    the same is asked without options, so that what remains to be learned is how to choose.
+    the same is asked without options, and half of the longer conversations begin with [`matching`], so that what remains to be
+    learned is how to choose.
     """
     kind = rng.random()
-    last = ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True) if kind < 0.15 else None
-    if 0.15 <= kind < 0.8:
+    last = ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True) if kind < 0.1 else None
+    if 0.1 <= kind < 0.4:
         last = ask(clip, _pick(rng, _LISTS), rng)
     wanted = int(rng.integers(0 if last else 1, most if last else most + 1))
-    asked: dict[str, Question] = {}
-    for task in rng.choice([*_THOUGHTFUL, "order", "presence", "choice", "choice", "choice"], wanted):
+    practice = matching(rng) if rng.random() < 0.5 else []
+    asked = {turn.prompt: turn for turn in practice if len(practice) < wanted}
+    for task in rng.choice([*_THOUGHTFUL, "order", "order", "presence", *["choice"] * 4], wanted):
         question = ask(clip, str(task), rng)
         opened = opened_choice(question) if question is not None and task == "choice" and rng.random() < 0.5 else None
         asked.update({turn.prompt: turn for turn in (opened, question) if turn is not None})
     return [*list(asked.values())[:wanted], *([last] if last else [])] or [ask(clip, _pick(rng, _LISTS), rng)]
+
+
+def matching(rng: np.random.Generator) -> list[Question]:
+    """Three turns that ask for the letters of labels among four, whatever the clip."""
+    labels = [str(label) for label in rng.permutation(LABELS)[:4]]
+    first, *others = rng.permutation(4)[:3]
+    prompts = {first: f"{_options(labels)}\nWhich of these is {labels[first]}?"}
+    prompts.update({index: f"Which is {labels[index]}?" for index in others})
+    return [Question("matching", prompt, "ABCD"[index]) for index, prompt in prompts.items()]
 
 
 def opened_choice(choice: Question) -> Optional[Question]:
