@@ -448,9 +448,11 @@ class MossAudioEncoder(MossAudioPreTrainedModel):
         return hidden_states + positions.to(hidden_states.dtype)
 
     def _convolve(self, audio_data: torch.Tensor, windows: list[Window], longest: int) -> torch.Tensor:
-        """Windows padded to `longest` frames through the convolutions: `(windows, tokens, channels * mels)`."""
+        """Windows of at most `longest` frames through the convolutions: `(windows, tokens, channels * mels)`."""
         weight = self.conv1.weight
-        hidden_states = audio_data.new_zeros(len(windows), 1, audio_data.shape[1], longest, dtype=weight.dtype)
+        # On CPUs bfloat16 convolutions of oneDNN now and then give NaN where their output is a single frame.
+        width = max(longest, 2 * FRAMES_PER_TOKEN)
+        hidden_states = audio_data.new_zeros(len(windows), 1, audio_data.shape[1], width, dtype=weight.dtype)
         for row, window in zip(hidden_states, windows):
             piece = audio_data[window.clip, :, window.start : window.start + window.frames]
             row[0, :, : window.frames] = piece
@@ -469,7 +471,7 @@ class MossAudioEncoder(MossAudioPreTrainedModel):
             else:  # in place: a copy of the first one would double the peak of memory
                 hidden_states = torch.ops.aten.gelu_(hidden_states)
             lengths = [(length + 1) // 2 for length in lengths]
-        return hidden_states.permute(0, 3, 1, 2).flatten(2)
+        return hidden_states.permute(0, 3, 1, 2).flatten(2)[:, : frames_to_tokens(longest)]
 
     def _attention_mask(self, valid: torch.Tensor, dtype: torch.dtype) -> Union[torch.Tensor, BlockMask]:
         """`valid` (windows, tokens) in the form that the attention implementation reads."""

@@ -32,6 +32,7 @@ from moss_audio.training.tiny_world import (
     opened_choice,
     questions,
     raised,
+    reading,
     reasoning,
     speak,
     timestamps,
@@ -199,6 +200,14 @@ def test_letters_are_asked_for_without_a_clip():
         assert all(other.answer == options[other.prompt.removeprefix("Which is ")[:-1]] for other in others)
         seen.add(first.answer)
     assert seen == set("ABCD")
+
+
+def test_reading_opens_with_what_is_in_the_clip():
+    for clip in (CLIP, EMPTY):
+        asked = [reading(clip, np.random.default_rng(seed)) for seed in range(50)]
+        assert all(turns[0].prompt.startswith(f"{description(clip)}\n") for turns in asked)
+        assert {turn.task for turns in asked for turn in turns} <= {"presence", "count", "order", "choice"}
+        assert max(map(len, asked)) in (5, 6)
 
 
 def test_thinking_lists_the_events_and_comes_last():

@@ -158,6 +158,22 @@ def test_positions_jump_at_time_markers_alone(made):
     assert (uneven["position_ids"].amin(1) == 0).all()
 
 
+def test_texts_come_before_all_sound(made, tmp_path):
+    world = train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary())
+    data = train_tiny.Conversations(world, 48, texts=16, lists=16, uneven=True)
+    content = [[part["type"] for part in data[index]["messages"][0]["content"]] for index in range(48)]
+    assert content == [["text"]] * 16 + [["audio", "text"]] * 32
+    assert data[1]["messages"][0]["content"][0]["text"].startswith("A. ")
+    assert " clip lasts " in data[0]["messages"][0]["content"][0]["text"].split("\n")[0]
+    args = train_tiny.training_arguments(Settings(batch_size=4, workers=0), tmp_path, 12, 1e-3)
+    collator = train_tiny.UnevenCollator(made)
+    trainer = train_tiny.TinyTrainer(make_model(made), args, collator, data, short_steps=2)
+    order = trainer._get_train_sampler()
+    assert sorted(order[:16]) == list(range(16)) and sorted(order[16:32]) == list(range(16, 32))
+    batch = collator([data[index] for index in range(4)])
+    assert "audio_data" not in batch and torch.isfinite(make_model(made)(**batch).loss)
+
+
 def test_lists_about_short_clips_come_first_then_other_lists_and_each_comes_once(made, tmp_path):
     data = train_tiny.Conversations(train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary()), 96, lists=64)
     settings = Settings(batch_size=8, workers=0)
@@ -188,7 +204,7 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
     """And leave a checkpoint that loads without code of its own; an interrupted run goes on."""
     monkeypatch.setattr(train_tiny, "Vocabulary", lambda split: moss_audio.training.tiny_world.Vocabulary(split, 3))
     trainer = {"logging_steps": 1, "eval_steps": 20, "save_steps": 20, "dataloader_persistent_workers": False}
-    steps = {"encoder_steps": 20, "word_steps": 20, "steps": 40, "list_steps": 20, "short_steps": 10}
+    steps = {"encoder_steps": 20, "word_steps": 20, "steps": 40, "text_steps": 5, "list_steps": 15, "short_steps": 10}
     settings = Settings(**steps, batch_size=8, warmup_steps=5, clips=200, dev_clips=8, workers=0, trainer=trainer)
     folder = train(settings, tmp_path)
     for stage, drop in (("encoder", 0.9), ("model", 0.75)):
@@ -223,7 +239,9 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
         train(Settings(seed=1), tmp_path)
 
     # Without learning, a run that goes on from another one's end comes to the same end.
-    on = replace(settings, after=str(tmp_path), seed=1, steps=2, list_steps=0, short_steps=0, learning_rate=0.0)
+    on = replace(
+        settings, after=str(tmp_path), seed=1, steps=2, text_steps=1, list_steps=0, short_steps=0, learning_rate=0.0
+    )
     assert (train(on, tmp_path / "on") / "model.safetensors").read_bytes() == weights
     train_tiny.draw_curves(tmp_path / "on", tmp_path / "on.png")
     with pytest.raises(FileNotFoundError, match="nowhere holds no run"):

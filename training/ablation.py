@@ -150,7 +150,7 @@ def main(arguments: Optional[list[str]] = None):
     parser.add_argument("--limit", type=int, help="measure on its first so many samples; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     defaults = {name: getattr(Settings, name) for name in ("encoder_steps", "word_steps", "short_steps", "batch_size")}
-    defaults.update(steps=2000, list_steps=1000)
+    defaults.update(steps=2000, text_steps=0, list_steps=1000)
     for name, default in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--encoder", type=Path, help="an `encoder.pt` of train_tiny for all, instead of one a seed")

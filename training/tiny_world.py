@@ -619,6 +619,15 @@ def matching(rng: np.random.Generator) -> list[Question]:
     return [Question("matching", prompt, "ABCD"[index]) for index, prompt in prompts.items()]
 
 
+def reading(clip: Clip, rng: np.random.Generator, most: int = 6) -> list[Question]:
+    """Up to `most` brief questions for a conversation without sound, which opens with what is in the clip."""
+    tasks = ["presence", *rng.choice(["count", "presence", *["order", "choice"] * 2], most - 1)]
+    asked = [ask(clip, str(task), rng) for task in rng.permutation(tasks)]
+    turns = {question.prompt: question for question in asked if question is not None}
+    first, *others = turns.values()
+    return [first._replace(prompt=f"{description(clip)}\n{first.prompt}"), *others]
+
+
 def opened_choice(choice: Question) -> Optional[Question]:
     """
     What a choice asks without its options, or None where it asks about these. The answer is the right option's text: what
@@ -640,12 +649,13 @@ def listing(clip: Clip, rng: np.random.Generator) -> Question:
     return ask(clip, _pick(rng, ("count", "presence")), rng, think=True)
 
 
-def messages(audio: dict[str, Any], asked: list[Question]) -> list[dict[str, Any]]:
-    """A conversation about one clip in Transformers' chat layout; the clip stands in its first turn."""
+def messages(audio: Optional[dict[str, Any]], asked: list[Question]) -> list[dict[str, Any]]:
+    """A conversation about one clip in Transformers' chat layout; the clip, if there is one, stands in its first turn."""
     chat = []
     for index, question in enumerate(asked):
         text = [{"type": "text", "text": question.prompt}]
-        chat.append({"role": "user", "content": [{"type": "audio", **audio}, *text] if index == 0 else text})
+        content = [{"type": "audio", **audio}, *text] if audio and index == 0 else text
+        chat.append({"role": "user", "content": content})
         chat.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
     return chat
 

@@ -55,8 +55,10 @@ from moss_audio.training.tiny_world import (
     Vocabulary,
     check_espeak,
     listing,
+    matching,
     messages,
     questions,
+    reading,
     turns,
 )
 
@@ -316,8 +318,9 @@ def join_clips(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 class Conversations(Dataset):
     """
-    Conversations about clips of a split in the chat layout, made when asked for. The first `lists` of them have one turn,
-    which lists what is heard. With `uneven`, each has a seed for [`UnevenCollator`].
+    Conversations about clips of a split in the chat layout, made when asked for. The first `texts` of them are without sound,
+    to learn to read; the next `lists` have one turn, which lists what is heard. With `uneven`, each has a seed for
+    [`UnevenCollator`].
     """
 
     def __init__(
@@ -326,23 +329,27 @@ class Conversations(Dataset):
         count: int,
         first: int = 0,
         most_turns: int = 12,
+        texts: int = 0,
         lists: int = 0,
         uneven: bool = False,
     ):
         self.world, self.count, self.first = world, count, first
-        self.most_turns, self.lists, self.uneven = most_turns, lists, uneven
+        self.most_turns, self.texts, self.lists, self.uneven = most_turns, texts, lists, uneven
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        clip = self.world[self.first + index]
-        chat = messages({"audio": clip.waveform}, self._turns(index, clip))
+        silent = index < self.texts
+        clip = self.world.outline(self.first + index) if silent else self.world[self.first + index]
+        chat = messages(None if silent else {"audio": clip.waveform}, self._turns(index, clip))
         return {"messages": chat, "jumps": self.first + index if self.uneven else None}
 
     def _turns(self, index: int, clip: Clip) -> list[Question]:
         random = self.world.generator(self.first + index, 1)
-        return [listing(clip, random)] if index < self.lists else turns(clip, random, self.most_turns)
+        if index < self.texts:
+            return matching(random) if index % 2 else reading(clip, random)
+        return [listing(clip, random)] if index < self.texts + self.lists else turns(clip, random, self.most_turns)
 
     def lengths(self, index: int, tokenizer: PreTrainedTokenizerFast) -> tuple[float, int]:
         """Length of a clip in seconds, and of its conversation in tokens, all but a constant; without making the clip."""
@@ -381,9 +388,9 @@ class UnevenCollator(MossAudioDataCollator):
 
 class TinyTrainer(Trainer):
     """
-    The standard Trainer for [`Conversations`]. Those of like length share a batch, though they are not yet made; those that
-    list what is heard come first, and of them `short_steps` batches about the shortest clips: what a decoder must learn
-    before all else is where to listen next.
+    The standard Trainer for [`Conversations`]. Those of like length share a batch, though they are not yet made. Those without
+    sound come first, then those that list what is heard, and of these `short_steps` batches about the shortest clips: what a
+    decoder must learn before it can answer is where to listen next.
     """
 
     def __init__(self, *args, short_steps: int = 0, **kwargs):
@@ -394,11 +401,11 @@ class TinyTrainer(Trainer):
         tokenizer, size = self.data_collator.processor.tokenizer, self.args.train_batch_size
         data = self.train_dataset
         seconds, lengths = zip(*(data.lengths(index, tokenizer) for index in range(len(data))))
-        shortest = sorted(range(data.lists), key=seconds.__getitem__)
-        short = set(shortest[: self.short_steps * size])
-        later = [index for index in range(data.lists) if index not in short]
+        lists = range(data.texts, data.texts + data.lists)
+        short = set(sorted(lists, key=seconds.__getitem__)[: self.short_steps * size])
+        later = [index for index in lists if index not in short]
         random, order = np.random.default_rng(self.args.seed), []
-        for part in (sorted(short), later, range(data.lists, len(data))):
+        for part in (range(data.texts), sorted(short), later, range(lists.stop, len(data))):
             shuffled = random.permutation(np.asarray(part, dtype=np.int64))
             # Of eight batches at a time the longest go into one. The batches are shuffled again: from one length to the
             # next the tasks differ, too.
@@ -417,11 +424,12 @@ class Settings:
 
     encoder_steps: int = 8600
     word_steps: int = 2640  # the first of them, in which times count for little
-    steps: int = 4400
+    steps: int = 6000
     batch_size: int = 32
     learning_rate: float = 2e-3
     encoder_learning_rate: float = 1e-3  # while it learns alone
-    list_steps: int = 1100  # with which the second stage begins: one turn, which lists what is heard
+    text_steps: int = 600  # with which the second stage begins: text alone
+    list_steps: int = 1100  # the next: one turn, which lists what is heard
     short_steps: int = 200  # the first of them, on the shortest clips
     warmup_steps: int = 100
     weight_decay: float = 0.01
@@ -586,12 +594,13 @@ def train_decoder(
     if settings.compile:
         for layer in model.language_model.layers:
             layer.compile(dynamic=True)
-    count = settings.steps * settings.batch_size
-    lists = min(settings.list_steps * settings.batch_size, count)
+    count, texts, lists = (
+        steps * settings.batch_size for steps in (settings.steps, settings.text_steps, settings.list_steps)
+    )
     trainer = TinyTrainer(
         model=model,
         args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
-        train_dataset=Conversations(world, count, first=settings.clips, lists=lists, uneven=True),
+        train_dataset=Conversations(world, count, first=settings.clips, texts=texts, lists=lists, uneven=True),
         eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
         data_collator=UnevenCollator(processor),
         short_steps=settings.short_steps,
@@ -660,10 +669,11 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
             f"word_steps {settings.word_steps} must not be more than encoder_steps {settings.encoder_steps}, of which they "
             "are the first, and these at least 1."
         )
-    if not 0 <= settings.short_steps <= settings.list_steps <= settings.steps:
+    text_steps, list_steps = settings.text_steps, settings.list_steps
+    if not (text_steps >= 0 and 0 <= settings.short_steps <= list_steps <= settings.steps - text_steps):
         raise ValueError(
-            f"short_steps {settings.short_steps} ≤ list_steps {settings.list_steps} ≤ steps {settings.steps} must hold: "
-            "short lists come first, then lists, then all."
+            f"short_steps {settings.short_steps} ≤ list_steps {list_steps} ≤ steps {settings.steps} - text_steps {text_steps} "
+            "must hold: texts come first, then short lists, then lists, then all."
         )
     check_espeak()
     last = _last_checkpoint(Path(settings.after)) if settings.after else None
@@ -741,7 +751,17 @@ def main(arguments: Optional[list[str]] = None):
     """The command `python -m moss_audio.training.train_tiny`."""
     parser = argparse.ArgumentParser(prog="python -m moss_audio.training.train_tiny", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="OUT", help="where checkpoints, log and result go")
-    numbers = ("encoder_steps", "word_steps", "steps", "list_steps", "short_steps", "batch_size", "seed", "workers")
+    numbers = (
+        "encoder_steps",
+        "word_steps",
+        "steps",
+        "text_steps",
+        "list_steps",
+        "short_steps",
+        "batch_size",
+        "seed",
+        "workers",
+    )
     for name in numbers:
         default = getattr(Settings, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
