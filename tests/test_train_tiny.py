@@ -167,7 +167,7 @@ def test_texts_come_before_all_sound(made, tmp_path):
     assert " clip lasts " in data[0]["messages"][0]["content"][0]["text"].split("\n")[0]
     args = train_tiny.training_arguments(Settings(batch_size=4, workers=0), tmp_path, 12, 1e-3)
     collator = train_tiny.UnevenCollator(made)
-    trainer = train_tiny.TinyTrainer(make_model(made), args, collator, data, short_steps=2)
+    trainer = train_tiny.TinyTrainer(make_model(made), args, collator, data, data, short_steps=2)
     order = trainer._get_train_sampler()
     assert sorted(order[:16]) == list(range(16)) and sorted(order[16:32]) == list(range(16, 32))
     batch = collator([data[index] for index in range(4)])
