@@ -68,10 +68,14 @@ def measure(
         for name, size in sizes.items()
     }
     taken = take_turns(ways, rounds, device, warm=0)
-    rows = []
+    begun = take_turns(
+        {name: lambda size=size: answers(pipe, sounds, 1, size) for name, size in sizes.items()}, 1, device, warm=0
+    )
+    rows, after = [], {}
     for name in sizes:
-        median = statistics.median(taken[name])
-        rows.append([name, median, clips * tokens / median, median / clips])
+        median, (first,) = statistics.median(taken[name]), begun[name]
+        after[name] = median - first
+        rows.append([name, median, first, clips * tokens / median, median / clips])
     ratio = ratios(taken[single], taken[batch])
     target = TARGETS[device.split(":")[0]]
     shares = [common(*pair) for pair in zip(texts[single], texts[batch])]
@@ -79,12 +83,17 @@ def measure(
         against_target(
             "Tokens a second, in batches over one by one", ratio, f"at least {target:g}", ratio["median"] >= target
         ),
+        f"Behind the first tokens, in one round, it is {after[single] / after[batch]:.3g}; what comes before them, log-mel, encoder "
+        f"and prefill, is as much work in batches: it takes {begun[batch][0] / begun[single][0]:.3g} times as long.",
         f"In {str(dtype).removeprefix('torch.')} {sum(share == 1 for share in shares)} of {clips} answers are the same, and "
         f"{statistics.mean(shares):.0%} of the text before they part; in float32 the first {checked} tokens of {len(some)} are.",
         f"Size {size}, {clips} clips of {seconds:g} s, {tokens} tokens each; {len(set(texts[single]))} different answers.",
     ]
     return Report(
-        ["way", "seconds", "tokens a second", "seconds a clip"], rows, notes, {"ratio": ratio, "same": shares}
+        ["way", "seconds", "of them to the first token", "tokens a second", "seconds a clip"],
+        rows,
+        notes,
+        {"ratio": ratio, "first": begun, "same": shares},
     )
 
 
