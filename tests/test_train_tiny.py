@@ -240,13 +240,28 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
 
     # Without learning, a run that goes on from another one's end comes to the same end.
     on = replace(
-        settings, after=str(tmp_path), seed=1, steps=2, text_steps=1, list_steps=0, short_steps=0, learning_rate=0.0
+        settings, after=str(folder), seed=1, steps=2, text_steps=1, list_steps=0, short_steps=0, learning_rate=0.0
     )
     assert (train(on, tmp_path / "on") / "model.safetensors").read_bytes() == weights
     train_tiny.draw_curves(tmp_path / "on", tmp_path / "on.png")
-    with pytest.raises(FileNotFoundError, match="nowhere holds no run"):
+    with pytest.raises(FileNotFoundError, match="nowhere' is not the folder of a checkpoint"):
         train(replace(on, after="nowhere"), tmp_path / "lost")
     assert not (tmp_path / "lost").exists()
+
+    # With the ear of a checkpoint, only what reads from it is taught.
+    short = replace(settings, encoder_steps=20, word_steps=0, steps=2, text_steps=0, list_steps=1, short_steps=0)
+    taken = train(short, tmp_path / "taken", folder)
+    before, after = (load_file(path / "model.safetensors") for path in (folder, taken))
+    for name, value in before.items():
+        if name.startswith(train_tiny.PARTS):
+            torch.testing.assert_close(after[name], value, rtol=0, atol=0)
+    losses = [
+        entry["loss"] for entry in json.loads((tmp_path / "taken/encoder/log.json").read_text()) if "loss" in entry
+    ]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    # Of an ear that was taught elsewhere there is no log; the curves are those of the decoder alone.
+    train(short, tmp_path / "elsewhere", tmp_path / "encoder.pt")
+    train_tiny.draw_curves(tmp_path / "elsewhere", tmp_path / "elsewhere.png")
 
 
 def test_steps_that_do_not_fit_each_other_are_refused(tmp_path):
@@ -260,11 +275,21 @@ def test_steps_that_do_not_fit_each_other_are_refused(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
-def test_an_ear_that_was_taught_something_else_is_refused(made, tmp_path, monkeypatch):
+def test_an_ear_that_was_taught_something_else_is_refused(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train_tiny, "Vocabulary", lambda split: moss_audio.training.tiny_world.Vocabulary(split, 1))
     torch.save({"heads": {"linear.weight": torch.zeros(89, 256)}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="other.pt was taught other labels"):
         train(Settings(), tmp_path / "run", tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="audio_encoder` of .* other shapes"):
+        train(Settings(), tmp_path / "run", tiny_folder)
+
+
+def test_an_ear_that_is_not_there_or_not_wanted_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is neither"):
+        train(Settings(), tmp_path / "run", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="exclude each other"):
+        train(Settings(after="moss-audio-tiny"), tmp_path / "run", tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_times_count_for_more_once_the_words_are_known(made):

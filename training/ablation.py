@@ -14,8 +14,8 @@
 """What DeepStack and time markers are good for: small models trained alike, with both, without the one, without the other.
 
 `python -m moss_audio.training.ablation OUT --data TEST.jsonl` trains them with the same ear on the same conversations, and
-measures them on a data file of `tiny_world`; every seed has an ear and conversations of its own. Interrupted, it goes on
-with what is missing. Positions jump at the markers while the models with markers learn (see
+measures them on a data file of `tiny_world`; every seed has conversations of its own, and an ear of its own where none is
+given. Interrupted, it goes on with what is missing; with `--variants` several commands share the work on one folder. Positions jump at the markers while the models with markers learn (see
 [`~moss_audio.training.train_tiny.UnevenCollator`]), and those of the model without them are even: each tells the time by what it
 will have.
 """
@@ -33,7 +33,7 @@ import torch
 from moss_audio import AudioTextToTextPipeline, MossAudioModel, MossAudioProcessor
 from moss_audio.training.evaluate import evaluate, read_samples, save
 from moss_audio.training.scoring import import_jiwer
-from moss_audio.training.train_tiny import Settings, import_pyplot, train
+from moss_audio.training.train_tiny import ENCODER_HELP, Settings, import_pyplot, train
 
 
 # Name, and what it changes of the settings.
@@ -52,6 +52,7 @@ FIGURES = (
     ("order", "accuracy", "order right", "{:.1%}"),
     ("choice", "accuracy", "choices right", "{:.1%}"),
 )
+RESULTS = "results.json"
 
 
 def measure(checkpoint: Path, data: Path, limit: Optional[int]) -> dict[str, Any]:
@@ -62,24 +63,34 @@ def measure(checkpoint: Path, data: Path, limit: Optional[int]) -> dict[str, Any
 
 
 def run(
-    folder: Path, data: Path, settings: dict[str, Any], seeds: list[int], limit: Optional[int], encoder: Optional[Path]
+    folder: Path,
+    data: Path,
+    settings: dict[str, Any],
+    seeds: list[int],
+    limit: Optional[int],
+    encoder: Optional[Path],
+    variants: Optional[list[str]] = None,
 ) -> dict[str, list]:
     """
     Trains and measures every variant with the first seed, then the full model with the others, then all that is left.
 
     Args:
-        encoder: weights of a taught encoder for all of them, which leaves its share out of the spread; by default each
-            seed teaches one of its own.
+        encoder: an ear for all of them, as [`~moss_audio.training.train_tiny.train`] takes it, which leaves its share out of
+            the spread; by default each seed teaches one of its own.
+        variants: those to train now; by default all.
 
     Returns:
-        The tasks of each run, by variant. The table and the picture are written after each, as far as they go.
+        The tasks of each run in the folder, by variant. The table and the picture are written after each, as far as they go.
 
     Raises:
         ValueError: where `folder` holds an ablation with other options, seeds aside.
         DataError: where `data` cannot be used.
         ImportError: where jiwer or matplotlib is missing.
     """
-    read_samples(data, limit=limit)  # what is wrong with it is to be known before the trainings, and what is missing
+    # What is wrong with the data, and what is missing, is to be known before the trainings.
+    found, known = {sample.task for sample in read_samples(data, limit=limit)}, {task for task, *_ in FIGURES}
+    if not found & known:
+        raise ValueError(f"{data} has none of the tasks {', '.join(sorted(known))}: there is nothing to compare.")
     import_jiwer()
     import_pyplot()
     written = json.dumps(
@@ -90,35 +101,55 @@ def run(
         raise ValueError(f"{folder} holds an ablation with other options (see {options}); choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     options.write_text(written, encoding="utf-8")
-    results: dict[str, list] = {}
-    for variant, seed in sorted(product(VARIANTS, seeds), key=lambda one: (one[1] != seeds[0], one[0] != "full")):
-        home = folder / f"{variant.replace(' ', '-')}-{seed}"
-        kept = home / "results.json"
-        if not kept.exists():
-            own = folder / f"full-{seed}" / "encoder.pt"  # the variants of a seed share their encoder
-            taught = encoder or (own if variant != "full" else None)
+    wanted = product(variants or VARIANTS, seeds)
+    for variant, seed in sorted(wanted, key=lambda one: (one[1] != seeds[0], one[0] != "full")):
+        home = folder / f"{_slug(variant)}-{seed}"
+        if not (home / RESULTS).exists():
+            own = folder / f"full-{seed}" / "encoder.pt"  # the variants of a seed share their ear
+            taught = own if variant != "full" and own.exists() else encoder
             checkpoint = train(Settings(**{**settings, **VARIANTS[variant], "seed": seed}), home, taught)
-            save(measure(checkpoint, data, limit), kept)
-        results.setdefault(variant, []).append(json.loads(kept.read_text(encoding="utf-8"))["tasks"])
+            save(measure(checkpoint, data, limit), home / RESULTS)
+        results = gather(folder)
         (folder / "ablation.md").write_text(table(results) + "\n", encoding="utf-8")
         draw(results, folder / "ablation.png")
     return results
 
 
+def _slug(variant: str) -> str:
+    return variant.replace(" ", "-")
+
+
+def gather(folder: Path) -> dict[str, list]:
+    """The tasks of each run that has been measured, by variant."""
+    results = {}
+    for variant in VARIANTS:
+        kept = sorted(folder.glob(f"{_slug(variant)}-*/{RESULTS}"))
+        if kept:
+            results[variant] = [json.loads(path.read_text(encoding="utf-8"))["tasks"] for path in kept]
+    return results
+
+
 def table(results: dict[str, list]) -> str:
-    """Means over the seeds, with the lowest and highest, as a Markdown table."""
+    """Means over the seeds, with the lowest and highest, as a Markdown table of what was measured."""
+    figures = measured(results)
     lines = [
-        "| model | " + " | ".join(name for *_, name, _ in FIGURES) + " |",
-        "| --- |" + " ---: |" * len(FIGURES),
+        "| model | " + " | ".join(name for *_, name, _ in figures) + " |",
+        "| --- |" + " ---: |" * len(figures),
     ]
     for variant, runs in results.items():
         cells = []
-        for task, figure, _, form in FIGURES:
+        for task, figure, _, form in figures:
             values = _values(runs, task, figure)
             spread = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
             cells.append(form.format(mean(values)) + spread if values else "")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def measured(results: dict[str, list]) -> list[tuple[str, str, str, str]]:
+    """Those of `FIGURES` that any run has: a data file need not have all tasks."""
+    everything = [run for runs in results.values() for run in runs]
+    return [row for row in FIGURES if _values(everything, *row[:2])]
 
 
 def _values(runs: list, task: str, figure: str) -> list[float]:
@@ -129,9 +160,14 @@ def _values(runs: list, task: str, figure: str) -> list[float]:
 
 def draw(results: dict[str, list], path: Path):
     """Draws each figure of the table: a bar for the mean of a variant, a dot for each seed."""
-    pyplot = import_pyplot()
-    figure, axes = pyplot.subplots(2, len(FIGURES) // 2, figsize=(11, 5), layout="constrained")
-    for axis, (task, name, title, _) in zip(axes.flat, FIGURES):
+    pyplot, figures = import_pyplot(), measured(results)
+    columns = min(4, len(figures))
+    rows = -(-len(figures) // columns)
+    size = (2.8 * columns, 2.3 * rows + 0.4)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(figures) :]:
+        axis.set_visible(False)
+    for axis, (task, name, title, _) in zip(axes.flat, figures):
         for index, (variant, runs) in enumerate(results.items()):
             values = _values(runs, task, name)
             axis.bar(index, mean(values) if values else 0, color=f"C{index}", alpha=0.6, label=variant)
@@ -153,11 +189,16 @@ def main(arguments: Optional[list[str]] = None):
     defaults.update(steps=2000, text_steps=0, list_steps=1000)
     for name, default in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
-    parser.add_argument("--encoder", type=Path, help="an `encoder.pt` of train_tiny for all, instead of one a seed")
+    parser.add_argument(
+        "--encoder", type=Path, metavar="PATH", help=f"{ENCODER_HELP}; default: each seed teaches an ear"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the decoder's layers; needs a C++ compiler")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="those to train now; default: all")
     options = parser.parse_args(arguments)
-    settings = {name: getattr(options, name) for name in defaults}
+    settings = {name: getattr(options, name) for name in (*defaults, "compile")}
+    chosen = (options.seeds, options.limit, options.encoder, options.variants)
     try:
-        print(table(run(options.folder, options.data, settings, options.seeds, options.limit, options.encoder)))
+        print(table(run(options.folder, options.data, settings, *chosen)))
     except (ImportError, OSError, ValueError) as error:
         sys.exit(str(error))
 

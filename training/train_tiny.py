@@ -23,6 +23,7 @@ import json
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -193,6 +194,7 @@ def make_model(processor: MossAudioProcessor, taps: Optional[int] = None) -> Mos
 # ------------------------------------------------------------------------------------------------ the ear by itself
 
 
+PARTS = ("audio_encoder", "audio_adapter")  # of the model that are the ear
 OFFSETS = 8  # hundredths of a second in a token
 HEARD = (1 + len(LABELS), 10, 10, 10, OFFSETS, 10, OFFSETS)  # how many values each column of `frame_labels` has
 TIMES_SHARES = (0.1, 0.4)  # what each column of times counts beside the label: while the words are learned, and then
@@ -439,7 +441,7 @@ class Settings:
     workers: int = 1
     taps: Optional[int] = None
     time_markers: bool = True
-    after: Optional[str] = None  # folder of a run whose ear, tokenizer and words are taken and whose decoder learns on
+    after: Optional[str] = None  # folder of a checkpoint whose decoder learns on
     compile: bool = False  # the decoder's layers, by torch.compile: a quarter less time; it wants a C++ compiler
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -484,14 +486,19 @@ def frame_accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def train_encoder(
-    settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld
+    settings: Settings, folder: Path, world: TinyWorld, dev: TinyWorld, checkpoint: Optional[Path] = None
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Teaches a new ear what each 80 ms holds; returns the weights of its parts, and keeps them in `folder/encoder.pt`."""
+    """
+    Teaches an ear what each 80 ms holds; returns the weights of its parts, and keeps them in `folder/encoder.pt`. The ear is
+    new, or that of a checkpoint: then it stays as it is, and only the heads are taught.
+    """
     kept = folder / "encoder.pt"
     if kept.exists():
         return torch.load(kept, map_location="cpu", weights_only=True)
     set_seed(settings.seed)
     ear = Ear(make_model(make_processor()))
+    if checkpoint is not None:
+        _take_ear(ear, checkpoint)
     trainer = Trainer(
         model=ear,
         args=training_arguments(settings, folder / "encoder", settings.encoder_steps, settings.encoder_learning_rate),
@@ -503,10 +510,23 @@ def train_encoder(
     )
     run(trainer)
     weights = {name: part.state_dict() for name, part in ear.to("cpu").named_children()}
-    partial = kept.with_name("encoder.pt.partial")
-    torch.save(weights, partial)
-    partial.replace(kept)
+    unfinished = kept.with_name("encoder.pt.partial")
+    torch.save(weights, unfinished)
+    unfinished.replace(kept)
     return weights
+
+
+def _take_ear(ear: Ear, checkpoint: Path):
+    """Gives an ear the weights of a checkpoint's, for good."""
+    taken = MossAudioModel.from_pretrained(checkpoint, dtype=torch.float32)
+    for name in PARTS:
+        try:
+            ear.get_submodule(name).load_state_dict(taken.get_submodule(name).state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"the `{name}` of {checkpoint} has other shapes than that of moss-audio-tiny; choose a checkpoint of this command."
+            ) from error
+        ear.get_submodule(name).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -559,12 +579,17 @@ def quieten_mergers(model: MossAudioModel, features: torch.Tensor):
         merger.down_proj.weight *= MERGER_SHARE
 
 
+def go_on(settings: Settings, processor: MossAudioProcessor, dev: TinyWorld) -> MossAudioModel:
+    """The model of the checkpoint after which a run comes."""
+    return MossAudioModel.from_pretrained(settings.after, dtype=torch.float32)
+
+
 def begin_model(
     settings: Settings, processor: MossAudioProcessor, dev: TinyWorld, taught: dict[str, dict[str, torch.Tensor]]
 ) -> MossAudioModel:
     """A new model with the ear that was taught, whose decoder begins with what the ear's heads know."""
     model = make_model(processor, settings.taps)
-    for name in ("audio_encoder", "audio_adapter"):
+    for name in PARTS:
         model.get_submodule(name).load_state_dict(taught[name])
     embed_what_is_heard(model, processor.tokenizer, taught["heads"]["linear.weight"])
     hand_on_what_is_attended_to(model)
@@ -578,17 +603,17 @@ def train_decoder(
     folder: Path,
     world: TinyWorld,
     dev: TinyWorld,
-    begin: Callable[[MossAudioProcessor], MossAudioModel],
+    begin: Callable[[Settings, MossAudioProcessor, TinyWorld], MossAudioModel],
 ) -> Path:
     """
     Trains mergers and decoder of the model that `begin` makes on conversations; returns the folder that holds the bfloat16
     checkpoint.
     """
     set_seed(settings.seed)
-    processor = _kept_processor(folder)
+    processor = _kept_processor(folder, settings.after)
     processor.enable_time_marker = settings.time_markers
-    model = begin(processor)
-    for name in ("audio_encoder", "audio_adapter"):
+    model = begin(settings, processor, dev)
+    for name in PARTS:
         # A decoder that cannot listen yet takes sound for a disturbance, and would wear out what has learned to hear.
         model.get_submodule(name).requires_grad_(False)
     if settings.compile:
@@ -610,13 +635,17 @@ def train_decoder(
     return folder / "moss-audio-tiny"
 
 
-def _kept_processor(folder: Path) -> MossAudioProcessor:
-    """The processor of a run: made once, as the order of a tokenizer's merges may differ from one release to the next."""
-    kept, partial = folder / "processor", folder / "processor.partial"
+def _kept_processor(folder: Path, after: Optional[str]) -> MossAudioProcessor:
+    """
+    The processor of a run: that of the checkpoint `after` which it comes, or one made once, as the order of a tokenizer's
+    merges may differ from one release to the next.
+    """
+    kept, unfinished = folder / "processor", folder / "processor.partial"
     if not kept.exists():
-        shutil.rmtree(partial, ignore_errors=True)
-        make_processor().save_pretrained(partial)
-        partial.replace(kept)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        processor = MossAudioProcessor.from_pretrained(after) if after else make_processor()
+        processor.save_pretrained(unfinished)
+        unfinished.replace(kept)
     return MossAudioProcessor.from_pretrained(kept)
 
 
@@ -654,15 +683,16 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
 
     Args:
         folder: where settings, logs, checkpoints and the result go.
-        encoder: an `encoder.pt` of another run; by default encoder and adapter are taught now.
+        encoder: an `encoder.pt` of another run, or the folder of a checkpoint whose encoder and adapter are taken, so that the
+            first stage only teaches heads to read from them; by default encoder and adapter are taught now.
 
     Returns:
         The folder of the checkpoint, in bfloat16 and without code.
 
     Raises:
         ValueError: where `folder` holds a run with other settings, numbers of steps do not fit each other, or `encoder`
-            was taught something else.
-        FileNotFoundError: where espeak-ng is missing, or `settings.after` holds no run that came to an end.
+            was taught something else or has other shapes.
+        FileNotFoundError: where espeak-ng, `encoder` or `settings.after` is missing.
     """
     if not 0 <= settings.word_steps <= settings.encoder_steps or settings.encoder_steps < 1:
         raise ValueError(
@@ -675,46 +705,36 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
             f"short_steps {settings.short_steps} ≤ list_steps {list_steps} ≤ steps {settings.steps} - text_steps {text_steps} "
             "must hold: texts come first, then short lists, then lists, then all."
         )
+    if encoder is not None and settings.after:
+        raise ValueError(
+            f"encoder {encoder} and after {settings.after!r} exclude each other: a checkpoint has its own ear."
+        )
+    if encoder is not None and not encoder.exists():
+        raise FileNotFoundError(f"encoder {encoder} is neither an `encoder.pt` nor the folder of a checkpoint.")
+    if settings.after and not Path(settings.after, "config.json").exists():
+        raise FileNotFoundError(f"after {settings.after!r} is not the folder of a checkpoint.")
     check_espeak()
-    last = _last_checkpoint(Path(settings.after)) if settings.after else None
     folder.mkdir(parents=True, exist_ok=True)
     written = json.dumps(asdict(settings), indent=2)
     kept = folder / "settings.json"
     if kept.exists() and kept.read_text(encoding="utf-8") != written:
         raise ValueError(f"{folder} holds a run with other settings (see {kept}); choose another folder.")
     kept.write_text(written, encoding="utf-8")
-    if settings.after:
-        (folder / "encoder").mkdir(exist_ok=True)
-        for name in ("encoder/log.json", "encoder.pt", "vocabulary.npz"):
-            shutil.copyfile(Path(settings.after, name), folder / name)
-        shutil.copytree(Path(settings.after, "processor"), folder / "processor", dirs_exist_ok=True)
     vocabulary = Vocabulary("train")
     vocabulary.speak_all(folder / "vocabulary.npz")
     world, dev = TinyWorld("train", settings.seed, vocabulary), TinyWorld("dev", settings.seed)
+    if settings.after:
+        return train_decoder(settings, folder, world, dev, go_on)
     taught = (
         torch.load(encoder, map_location="cpu", weights_only=True)
-        if encoder
-        else train_encoder(settings, folder, world, dev)
+        if encoder and encoder.is_file()
+        else train_encoder(settings, folder, world, dev, encoder)
     )
     if len(taught["heads"]["linear.weight"]) != sum(HEARD):
         raise ValueError(
             f"{encoder or folder / 'encoder.pt'} was taught other labels, by another version; teach one anew."
         )
-
-    def begin(processor: MossAudioProcessor) -> MossAudioModel:
-        if last is None:
-            return begin_model(settings, processor, dev, taught)
-        return MossAudioModel.from_pretrained(last, dtype=torch.float32)
-
-    return train_decoder(settings, folder, world, dev, begin)
-
-
-def _last_checkpoint(run: Path) -> str:
-    """The last checkpoint of the decoder in the folder of a run that came to an end."""
-    last = get_last_checkpoint(run / "model") if (run / "model" / "log.json").exists() else None
-    if last is None:
-        raise FileNotFoundError(f"{run} holds no run of this command that came to an end.")
-    return last
+    return train_decoder(settings, folder, world, dev, partial(begin_model, taught=taught))
 
 
 def import_pyplot() -> Any:
@@ -730,13 +750,15 @@ def import_pyplot() -> Any:
 
 
 def draw_curves(folder: Path, path: Path):
-    """Draws what the ear names wrongly and the loss of the decoder, by step, as a picture."""
+    """Draws what the ear names wrongly and the loss of the decoder, by step, as a picture; nothing of an ear taught elsewhere."""
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    logs = [json.loads((folder / stage / "log.json").read_text(encoding="utf-8")) for stage in ("encoder", "model")]
+    paths = [folder / stage / "log.json" for stage in ("encoder", "model")]
+    logs = [json.loads(path.read_text(encoding="utf-8")) if path.exists() else [] for path in paths]
     # The loss of the ear would have a step where times begin to count for more.
     for key, name in (("eval_event_accuracy", "of an event"), ("eval_silence_accuracy", "without one")):
-        axes[0].plot(*zip(*((entry["step"], 1 - entry[key]) for entry in logs[0] if key in entry)), label=name)
+        points = [(entry["step"], 1 - entry[key]) for entry in logs[0] if key in entry]
+        axes[0].plot(*(zip(*points) if points else ([], [])), label=name)
     for key, name in (("loss", "training"), ("eval_loss", "held-out")):
         axes[1].plot(*zip(*((entry["step"], entry[key]) for entry in logs[1] if key in entry)), label=name)
     titles = ("the ear: held-out 80 ms named wrongly", "the decoder: loss on answers")
@@ -745,6 +767,12 @@ def draw_curves(folder: Path, path: Path):
         axis.legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+ENCODER_HELP = (
+    "the `encoder.pt` of another run; or the folder of a checkpoint, whose ear is taken, so that --encoder-steps teach only "
+    "what reads from it (400 are enough, with --word-steps 0)"
+)
 
 
 def main(arguments: Optional[list[str]] = None):
@@ -767,8 +795,11 @@ def main(arguments: Optional[list[str]] = None):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
     parser.add_argument(
-        "--after", metavar="RUN", help="folder of a run from whose end this one goes on; choose another seed"
+        "--after",
+        metavar="CHECKPOINT",
+        help="folder of a checkpoint of this command, whose decoder learns on; choose another seed",
     )
+    parser.add_argument("--encoder", type=Path, metavar="PATH", help=ENCODER_HELP)
     parser.add_argument("--compile", action="store_true", help="compile the decoder's layers; needs a C++ compiler")
     parser.add_argument("--no-deepstack", action="store_true", help="a model without mergers")
     parser.add_argument("--no-time-markers", action="store_true", help="prompts without time markers")
@@ -783,7 +814,7 @@ def main(arguments: Optional[list[str]] = None):
     )
     try:
         import_pyplot()  # it would be missed after hours
-        print(train(settings, options.folder))
+        print(train(settings, options.folder, options.encoder))
     except (ImportError, OSError, ValueError) as error:
         sys.exit(str(error))
     draw_curves(options.folder, options.folder / "curves.png")
