@@ -425,6 +425,8 @@ def main():
     parser.add_argument("--attention", nargs="+", default=["sdpa", "flash_attention_2"])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of quantized weights")
     options = parser.parse_args()
+    if not on_gpu(options.device) and {"4b", "8b"} & set(options.sizes):
+        parser.error("there is no GPU; `--sizes tiny --seconds 1 2 --steps 4` runs all of it but CUDA graphs on a CPU")
     reports: dict[str, Any] = {}
     for title, report in measure(options):
         print(f"### {title}\n\n{report.markdown()}\n", flush=True)

@@ -17,8 +17,8 @@ that needs beyond the weights.
     python -m moss_audio.benchmarks.loading
 
 Every run has a process of its own, whose imports do not count. Loading ends when every byte of every weight has been
-read: a file that is only mapped is not loaded yet. Reading goes through a buffer of 16 MiB again and again, and so is the
-least that can be asked for: nothing of it is kept.
+read: a file that is only mapped is not loaded yet. Reading copies through a buffer of 16 MiB again and again, in one thread;
+nothing of it is kept. Files that are mapped are not copied, and so may be loaded in less time than that.
 """
 
 import os

@@ -22,6 +22,7 @@ that torch.compile has compiled (on a CPU that needs a C++ compiler): torchao le
 """
 
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
@@ -31,6 +32,7 @@ from transformers import TorchAoConfig, pipeline
 
 from moss_audio import MossAudioModel, MossAudioProcessor
 from moss_audio.training.evaluate import evaluate, read_samples
+from moss_audio.training.scoring import import_jiwer
 
 from .measuring import Report, Seconds, make_parser, publish, ratios, take_turns
 from .models import (
@@ -152,13 +154,16 @@ def figures(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 def measure(options: Any) -> Report:
     """Speed and memory of every kind, and the accuracy beside them."""
     kinds = [*PLAIN, *options.kinds]
+    samples = []
+    if options.model is not None:  # what is wrong with the data, and what is missing, is to be known before the speed
+        samples = read_samples(options.data, limit=options.limit)
+        import_jiwer()
     shape = (options.size, options.seconds, options.steps, options.compiled)
     rows, found, notes = measure_speed(kinds, *shape, options.rounds, options.device, options.seed)
     free_memory()
     accuracy: dict[str, dict[str, str]] = {}
     tasks: dict[str, Any] = {}
     if options.model is not None:
-        samples = read_samples(options.data, limit=options.limit)
         for kind in kinds:
             found_tasks = attempt(
                 lambda kind=kind: measure_accuracy(
@@ -198,7 +203,10 @@ def main():
     options = parser.parse_args()
     if (options.model is None) != (options.data is None):
         parser.error("--model and --data go together: a checkpoint and what to measure it on")
-    publish(measure(options), options)
+    try:
+        publish(measure(options), options)
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

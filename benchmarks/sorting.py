@@ -37,16 +37,17 @@ class EndsInProportion(StoppingCriteria):
 
     def __init__(self, audio_token_id: int, share: float):
         self.audio_token_id, self.share, self.steps = audio_token_id, share, 0
+        self._prompts = torch.zeros(0, 0)
         self._limits = torch.zeros(0)
-        self._length = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs) -> torch.Tensor:
-        if input_ids.shape[1] != self._length + 1 or input_ids.shape[0] != len(self._limits):  # another batch
-            heard = (input_ids == self.audio_token_id).sum(1)
-            self._limits = input_ids.shape[1] - 1 + (self.share * heard).ceil().clamp(min=1)
-        self._length = input_ids.shape[1]
+        begun = input_ids[:, : self._prompts.shape[1]]
+        if begun.shape != self._prompts.shape or not torch.equal(begun, self._prompts):  # another batch
+            self._prompts = input_ids[:, :-1].clone()
+            heard = (self._prompts == self.audio_token_id).sum(1)
+            self._limits = self._prompts.shape[1] + (self.share * heard).ceil().clamp(min=1)
         self.steps += 1
-        return self._length >= self._limits
+        return input_ids.shape[1] >= self._limits
 
 
 def measure(

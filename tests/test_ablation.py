@@ -5,21 +5,28 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
+from moss_audio.checkpoints import TINY
 from moss_audio.training import ablation
+from moss_audio.training.evaluate import read_samples
 from moss_audio.training.train_tiny import Settings
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Which runs were trained, with which encoder; each result follows from its settings."""
+    """Which ears were taught and which runs trained, with which encoder; each result follows from its settings."""
     runs = []
 
-    def train(settings: Settings, folder: Path, encoder=None) -> Path:
-        folder.mkdir(parents=True)
-        if encoder is None or encoder.suffix != ".pt":
+    def teach(settings: Settings, folder: Path, encoder, words: Path) -> Path:
+        if not (folder / "encoder.pt").exists():
+            runs.append((folder.name, encoder and encoder.as_posix()))
             (folder / "encoder.pt").touch()
-        runs.append((folder.name, encoder and encoder.as_posix()))
+        return folder / "encoder.pt"
+
+    def train(settings: Settings, folder: Path, encoder: Path, words: Path) -> Path:
+        runs.append((folder.name, encoder.as_posix()))
+        assert words == folder.parent / "vocabulary.npz"
         (folder / "settings.json").write_text(json.dumps([settings.taps, settings.time_markers, settings.seed]))
         return folder
 
@@ -31,6 +38,7 @@ def trained(monkeypatch):
             tasks.setdefault(task, {})[figure] = worse / 100 if figure != "aas_ms" else 10 * worse
         return {"tasks": tasks}
 
+    monkeypatch.setattr(ablation, "teach", teach)
     monkeypatch.setattr(ablation, "train", train)
     monkeypatch.setattr(ablation, "read_samples", lambda path, limit: [SimpleNamespace(task="when")])
     monkeypatch.setattr(ablation, "measure", measure)
@@ -39,20 +47,22 @@ def trained(monkeypatch):
 
 
 def test_the_table(trained, tmp_path):
-    ablation.main([str(tmp_path), "--data", "test.jsonl", "--seeds", "0", "1"])
-    shared = [(tmp_path / f"full-{seed}" / "encoder.pt").as_posix() for seed in (0, 1)]
+    ablation.main([str(tmp_path), "--data", "test.jsonl", "--other-seeds", "0", "1"])
+    ears = [(tmp_path / f"ear-{seed}" / "encoder.pt").as_posix() for seed in (0, 1)]
     assert trained == [
-        ("full-0", None),
-        ("without-DeepStack-0", shared[0]),
-        ("without-time-markers-0", shared[0]),
-        ("full-1", None),
-        ("without-DeepStack-1", shared[1]),
-        ("without-time-markers-1", shared[1]),
+        ("ear-0", None),
+        ("full-0", ears[0]),
+        ("without-DeepStack-0", ears[0]),
+        ("without-time-markers-0", ears[0]),
+        ("ear-1", None),
+        ("full-1", ears[1]),
+        ("without-DeepStack-1", ears[1]),
+        ("without-time-markers-1", ears[1]),
     ]
     lines = (tmp_path / "ablation.md").read_text().splitlines()
-    assert lines[2].startswith("| full | 1.25% (1.00% to 1.50%) | 12 ms (10 ms to 15 ms) |")
-    assert lines[3].startswith("| without DeepStack | 2.25% (2.00% to 2.50%) |")
-    assert lines[4].startswith("| without time markers | 4.25% (4.00% to 4.50%) |")
+    assert lines[2].startswith("| full | 2 | 1.25% (1.00% to 1.50%) | 12 ms (10 ms to 15 ms) |")
+    assert lines[3].startswith("| without DeepStack | 2 | 2.25% (2.00% to 2.50%) |")
+    assert lines[4].startswith("| without time markers | 2 | 4.25% (4.00% to 4.50%) |")
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
 
 
@@ -71,12 +81,12 @@ def test_other_options_and_bad_data_are_refused_and_what_nobody_measured_is_left
     monkeypatch.setattr(ablation, "measure", unmatched)
     ablation.main(arguments)
     lines = (tmp_path / "out" / "ablation.md").read_text().splitlines()
-    assert lines[0] == "| model | WER | matched | event F1 | counts right | order right | choices right |"
-    assert lines[2] == "| full | 1.00% | 1.0% | 0.010 | 1.0% | 1.0% | 1.0% |"
-    assert lines[4] == "| without time markers | 4.00% | 4.0% | 0.040 |  | 4.0% | 4.0% |"
+    assert lines[0] == "| model | seeds | WER | matched | event F1 | counts right | order right | choices right |"
+    assert lines[2] == "| full | 1 | 1.00% | 1.0% | 0.010 | 1.0% | 1.0% | 1.0% |"
+    assert lines[4] == "| without time markers | 1 | 4.00% | 4.0% | 0.040 |  | 4.0% | 4.0% |"
     with pytest.raises(SystemExit, match="other options"):
         ablation.main([*arguments, "--steps", "3000"])
-    monkeypatch.undo()
+    monkeypatch.setattr(ablation, "read_samples", read_samples)
     with pytest.raises(SystemExit, match="no.jsonl"):
         ablation.main([str(tmp_path / "new"), "--data", "no.jsonl"])
     monkeypatch.setattr(ablation, "read_samples", lambda path, limit: [SimpleNamespace(task="presence")])
@@ -86,34 +96,49 @@ def test_other_options_and_bad_data_are_refused_and_what_nobody_measured_is_left
 
 
 def test_an_interrupted_one_goes_on_and_shows_what_is_there(trained, tmp_path, monkeypatch):
+    arguments = [str(tmp_path), "--data", "test.jsonl", "--encoder", str(tmp_path / "taught.pt")]
+    (tmp_path / "taught.pt").touch()
     measure = ablation.measure
     monkeypatch.setattr(ablation, "measure", lambda *a: measure(*a) if len(trained) < 3 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        ablation.main([str(tmp_path), "--data", "test.jsonl", "--encoder", "taught.pt"])
+        ablation.main(arguments)
     assert len((tmp_path / "ablation.md").read_text().splitlines()) == 4  # two of the three
     trained.clear()
-    (tmp_path / "without-time-markers-0" / "settings.json").unlink()
-    (tmp_path / "without-time-markers-0").rmdir()
     monkeypatch.setattr(ablation, "measure", measure)
-    ablation.main([str(tmp_path), "--data", "test.jsonl", "--encoder", "taught.pt"])
-    assert [name for name, _ in trained][:2] == ["without-time-markers-0", "full-1"]
-    assert {encoder for _, encoder in trained} == {"taught.pt"}
+    ablation.main(arguments)
+    assert [name for name, _ in trained] == ["without-time-markers-0", "full-1"]
+    assert {encoder for _, encoder in trained} == {(tmp_path / "taught.pt").as_posix()}
     assert len((tmp_path / "ablation.md").read_text().splitlines()) == 5
 
 
-def test_several_commands_share_the_work(trained, tmp_path):
-    """Each trains its variants with the ear that is there, and the table has what all of them have measured."""
-    arguments = [str(tmp_path), "--data", "test.jsonl", "--encoder", "checkpoint", "--variants"]
-    ablation.main([*arguments, "without time markers", "--seeds", "0"])
-    ablation.main([*arguments, "full"])
-    ablation.main([*arguments, "without DeepStack", "--seeds", "1"])
+def test_what_was_measured_in_part_is_not_kept(monkeypatch, tmp_path):
+    answers = [{"answer": "7."}, {"error": "interrupted before its answer"}]
+    monkeypatch.setattr(ablation, "evaluate", lambda *args, **kwargs: {"tasks": {"count": {}}, "answers": answers})
+    monkeypatch.setattr(ablation, "read_samples", lambda path, limit: [])
+    with pytest.raises(RuntimeError, match="1 of 2 samples were not answered: interrupted"):
+        ablation.measure(Path(TINY), tmp_path / "test.jsonl", None)
+    answers.pop()
+    assert ablation.measure(Path(TINY), tmp_path / "test.jsonl", None)["tasks"] == {"count": {}}
+
+
+def test_several_commands_share_the_work(trained, tmp_path, capsys):
+    """What another command is at is left to it, and the table has what all of them have measured."""
+    arguments = [str(tmp_path), "--data", "test.jsonl", "--encoder", "checkpoint"]
+    (tmp_path / "full-0").mkdir()
+    with FileLock(tmp_path / "full-0" / "lock"):
+        ablation.main(arguments)
+    assert f"{tmp_path / 'full-0'} is left to the command that is at it." in capsys.readouterr().err
+    ears = [(tmp_path / f"ear-{seed}" / "encoder.pt").as_posix() for seed in (0, 1)]
     assert trained == [
-        ("without-time-markers-0", "checkpoint"),
-        ("full-0", "checkpoint"),
-        ("full-1", "checkpoint"),
-        ("without-DeepStack-1", (tmp_path / "full-1" / "encoder.pt").as_posix()),
+        ("ear-0", "checkpoint"),
+        ("without-DeepStack-0", ears[0]),
+        ("without-time-markers-0", ears[0]),
+        ("ear-1", "checkpoint"),
+        ("full-1", ears[1]),
     ]
     lines = (tmp_path / "ablation.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| full", "| without DeepStack", "| without time markers"]
-    assert lines[2].startswith("| full | 1.25% (1.00% to 1.50%) |")
-    assert lines[3].startswith("| without DeepStack | 2.50% | 25 ms |")
+    assert lines[2].startswith("| full | 1 | 1.50% | 15 ms |")
+    ablation.main(arguments)
+    assert trained[-1] == ("full-0", ears[0])
+    assert "| full | 2 | 1.25% (1.00% to 1.50%) |" in (tmp_path / "ablation.md").read_text()

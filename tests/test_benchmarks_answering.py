@@ -142,7 +142,10 @@ def test_batching(capsys, monkeypatch, tmp_path):
     arguments = ("--size", "tiny", "--clips", 3, "--seconds", 1, "--tokens", 4)
     result, printed = run("batching", capsys, monkeypatch, tmp_path, *arguments)
     check_table(result, printed, rows=2)
-    assert len(result["values"]["same"]) == 3
+    values = result["values"]
+    assert len(values["same"]) == 3
+    for name, whole, first, *_ in result["rows"]:
+        assert (values["seconds"][name], values["seconds"][f"{name}, one token"]) == ([whole], [first])
     assert (
         " 3 different answers" in printed or " 2 different answers" in printed
     )  # otherwise equality would mean nothing
@@ -154,6 +157,37 @@ def test_sorting(capsys, monkeypatch, tmp_path):
     check_table(result, printed, rows=2)
     given, ordered = result["values"]["steps"]
     assert given >= ordered > 0
+
+
+def test_batching_tells_what_is_faster(monkeypatch):
+    """By a stand-in that takes 2 s for what comes before the first tokens in both ways, and 6 s or 1 s for the others."""
+    from moss_audio.benchmarks import batching
+
+    def take_turns(ways, rounds, device, warm):
+        for way in ways.values():
+            way()
+        spent = {"one by one": 8.0, "a batch of 2": 3.0}
+        return {name: [spent.get(name, 2.0)] * rounds for name in ways}
+
+    monkeypatch.setattr(batching, "take_turns", take_turns)
+    report = batching.measure("tiny", 2, 1.0, 4, torch.float32, 1, "cpu", 0)
+    assert [row[1:4] for row in report.rows] == [[8.0, 2.0, 1.0], [3.0, 2.0, 8 / 3]]
+    assert report.notes[0].startswith("Tokens a second, in batches over one by one: 2.67 ")
+    assert report.notes[1].startswith("The same of all tokens but the first: 6 ")
+
+
+def test_sorting_knows_where_a_batch_begins():
+    """Also where its prompts are as long as those of the batch before with its answers."""
+    from moss_audio.benchmarks.sorting import EndsInProportion
+
+    ends = EndsInProportion(9, 0.5)  # a token for two of sound
+    first, second = torch.tensor([[0, 1, 9, 9], [1, 9, 9, 9]]), torch.tensor([[1, 9, 9, 9, 9, 5], [1, 5, 9, 9, 9, 5]])
+    ended = []
+    for prompts in (first, second):
+        for count in (1, 2):
+            ended.append(ends(torch.cat([prompts, torch.full((2, count), 7)], 1), None).tolist())
+    assert ended == [[True, False], [True, True], [False, False], [True, True]]
+    assert ends.steps == 4
 
 
 def test_what_two_answers_have_in_common():
@@ -233,6 +267,9 @@ def test_quantization_wants_data_for_a_model(capsys, monkeypatch, tmp_path):
         run("quantization", capsys, monkeypatch, tmp_path, "--model", DATA / "model_tiny")
     assert "--model and --data go together" in capsys.readouterr().err
     assert read_samples(data_file(tmp_path))[0].task == "count"
+    monkeypatch.setattr(quantization, "measure_speed", None)  # data that cannot be read is noticed before
+    with pytest.raises(SystemExit, match="no.jsonl"):
+        run("quantization", capsys, monkeypatch, tmp_path, "--model", DATA / "model_tiny", "--data", "no.jsonl")
 
 
 def test_gpu_on_a_cpu(capsys, monkeypatch, tmp_path):
@@ -251,6 +288,12 @@ def test_gpu_on_a_cpu(capsys, monkeypatch, tmp_path):
     (longest,) = result["tiny: longest"]["rows"]
     assert longest[:3] == ["tiny", 143, "the decoder's 2048 positions"]
     assert result["tiny: quantization"]["rows"][0][-1] == 0
+
+
+def test_gpu_wants_one_for_large_models(capsys, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit):
+        run("gpu", capsys, monkeypatch, tmp_path)
+    assert "there is no GPU; `--sizes tiny" in capsys.readouterr().err
 
 
 def test_the_longest_clip_is_searched_for_where_memory_ends(monkeypatch, tmp_path):

@@ -170,6 +170,9 @@ def test_texts_come_before_all_sound(made, tmp_path):
     trainer = train_tiny.TinyTrainer(make_model(made), args, collator, data, data, short_steps=2)
     order = trainer._get_train_sampler()
     assert sorted(order[:16]) == list(range(16)) and sorted(order[16:32]) == list(range(16, 32))
+    tokens = [collator([data[index]])["input_ids"].shape[1] for index in range(16)]
+    guessed = [data.lengths(index, made.tokenizer)[1] for index in range(16)]
+    assert np.ptp(np.subtract(tokens, guessed)) == 0 < np.ptp(tokens)
     batch = collator([data[index] for index in range(4)])
     assert "audio_data" not in batch and torch.isfinite(make_model(made)(**batch).loss)
 
@@ -259,6 +262,10 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
         entry["loss"] for entry in json.loads((tmp_path / "taken/encoder/log.json").read_text()) if "loss" in entry
     ]
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    values = json.loads((taken / "config.json").read_text())
+    assert {values["dtype"], values["audio_config"]["dtype"], values["language_config"]["dtype"]} == {"bfloat16"}
+    with pytest.raises(ValueError, match="other settings"):
+        train(short, tmp_path / "taken")  # with an ear of its own
     # Of an ear that was taught elsewhere there is no log; the curves are those of the decoder alone.
     train(short, tmp_path / "elsewhere", tmp_path / "encoder.pt")
     train_tiny.draw_curves(tmp_path / "elsewhere", tmp_path / "elsewhere.png")
@@ -280,15 +287,25 @@ def test_an_ear_that_was_taught_something_else_is_refused(tiny_folder, tmp_path,
     torch.save({"heads": {"linear.weight": torch.zeros(89, 256)}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="other.pt was taught other labels"):
         train(Settings(), tmp_path / "run", tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="audio_encoder` of .* other shapes"):
+    with pytest.raises(ValueError, match="audio_encoder` in .* other shapes"):
         train(Settings(), tmp_path / "run", tiny_folder)
 
 
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 def test_an_ear_that_is_not_there_or_not_wanted_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is neither"):
-        train(Settings(), tmp_path / "run", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="exclude each other"):
-        train(Settings(after="moss-audio-tiny"), tmp_path / "run", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(bytes(100))
+    torch.save({"audio_encoder": {}}, tmp_path / "headless.pt")
+    for wrong, error, words in (
+        ("nowhere", FileNotFoundError, "nowhere is neither"),
+        ("", FileNotFoundError, "is neither"),  # a folder, but of no checkpoint
+        ("model.safetensors", ValueError, "model.safetensors is no `encoder.pt`"),
+        ("headless.pt", ValueError, "headless.pt is no `encoder.pt`"),
+    ):
+        with pytest.raises(error, match=words):
+            train(Settings(), tmp_path / "run", tmp_path / wrong)
+    for settings, encoder in ((Settings(after="there"), tmp_path), (Settings(after="there", taps=0), None)):
+        with pytest.raises(ValueError, match="goes with neither encoder .* nor taps"):
+            train(settings, tmp_path / "run", encoder)
     assert not (tmp_path / "run").exists()
 
 

@@ -15,25 +15,26 @@
 
 `python -m moss_audio.training.ablation OUT --data TEST.jsonl` trains them with the same ear on the same conversations, and
 measures them on a data file of `tiny_world`; every seed has conversations of its own, and an ear of its own where none is
-given. Interrupted, it goes on with what is missing; with `--variants` several commands share the work on one folder. Positions jump at the markers while the models with markers learn (see
-[`~moss_audio.training.train_tiny.UnevenCollator`]), and those of the model without them are even: each tells the time by what it
-will have.
+given. Interrupted, it goes on with what is missing; given several times at once, the commands share the work. Positions jump at
+the markers while the models with markers learn (see [`~moss_audio.training.train_tiny.UnevenCollator`]), and those of the model
+without them are even: each tells the time by what it will have.
 """
 
 import argparse
 import json
 import sys
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, Optional
 
 import torch
+from filelock import FileLock, Timeout
 
 from moss_audio import AudioTextToTextPipeline, MossAudioModel, MossAudioProcessor
 from moss_audio.training.evaluate import evaluate, read_samples, save
 from moss_audio.training.scoring import import_jiwer
-from moss_audio.training.train_tiny import ENCODER_HELP, Settings, import_pyplot, train
+from moss_audio.training.train_tiny import ENCODER_HELP, Settings, import_pyplot, teach, train
 
 
 # Name, and what it changes of the settings.
@@ -59,32 +60,39 @@ def measure(checkpoint: Path, data: Path, limit: Optional[int]) -> dict[str, Any
     """The tasks of [`~moss_audio.training.evaluate.evaluate`] for a checkpoint."""
     model = MossAudioModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
     pipe = AudioTextToTextPipeline(model=model, processor=MossAudioProcessor.from_pretrained(checkpoint))
-    return evaluate(pipe, read_samples(data, limit=limit), batch_size=32, max_new_tokens=200)
+    report = evaluate(pipe, read_samples(data, limit=limit), batch_size=32, max_new_tokens=200)
+    failed = [row["error"] for row in report["answers"] if "error" in row]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(report['answers'])} samples were not answered: {failed[0]}")
+    return report
 
 
 def run(
     folder: Path,
     data: Path,
     settings: dict[str, Any],
-    seeds: list[int],
-    limit: Optional[int],
-    encoder: Optional[Path],
-    variants: Optional[list[str]] = None,
+    seeds: Sequence[int] = (0, 1),
+    other_seeds: Sequence[int] = (0,),
+    limit: Optional[int] = None,
+    encoder: Optional[Path] = None,
 ) -> dict[str, list]:
     """
-    Trains and measures every variant with the first seed, then the full model with the others, then all that is left.
+    Trains and measures what nobody else does: every variant with the first seed, then with the others.
 
     Args:
+        settings: of [`~moss_audio.training.train_tiny.Settings`], for all of them.
+        seeds: of the full model.
+        other_seeds: of the variants.
         encoder: an ear for all of them, as [`~moss_audio.training.train_tiny.train`] takes it, which leaves its share out of
             the spread; by default each seed teaches one of its own.
-        variants: those to train now; by default all.
 
     Returns:
         The tasks of each run in the folder, by variant. The table and the picture are written after each, as far as they go.
 
     Raises:
-        ValueError: where `folder` holds an ablation with other options, seeds aside.
+        ValueError: where `folder` holds an ablation with other options, seeds aside, or `data` has nothing to compare.
         DataError: where `data` cannot be used.
+        RuntimeError: where not every sample was answered.
         ImportError: where jiwer or matplotlib is missing.
     """
     # What is wrong with the data, and what is missing, is to be known before the trainings.
@@ -96,23 +104,40 @@ def run(
     written = json.dumps(
         {**settings, "data": str(data), "limit": limit, "encoder": encoder and str(encoder)}, indent=2
     )
-    options = folder / "options.json"
-    if options.exists() and options.read_text(encoding="utf-8") != written:
-        raise ValueError(f"{folder} holds an ablation with other options (see {options}); choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    options.write_text(written, encoding="utf-8")
-    wanted = product(variants or VARIANTS, seeds)
+    options, words = folder / "options.json", folder / "vocabulary.npz"
+    with FileLock(folder / "lock"):
+        if options.exists() and options.read_text(encoding="utf-8") != written:
+            raise ValueError(f"{folder} holds an ablation with other options (see {options}); choose another folder.")
+        options.write_text(written, encoding="utf-8")
+    wanted = [(variant, seed) for variant in VARIANTS for seed in (seeds if variant == "full" else other_seeds)]
     for variant, seed in sorted(wanted, key=lambda one: (one[1] != seeds[0], one[0] != "full")):
         home = folder / f"{_slug(variant)}-{seed}"
-        if not (home / RESULTS).exists():
-            own = folder / f"full-{seed}" / "encoder.pt"  # the variants of a seed share their ear
-            taught = own if variant != "full" and own.exists() else encoder
-            checkpoint = train(Settings(**{**settings, **VARIANTS[variant], "seed": seed}), home, taught)
-            save(measure(checkpoint, data, limit), home / RESULTS)
-        results = gather(folder)
-        (folder / "ablation.md").write_text(table(results) + "\n", encoding="utf-8")
-        draw(results, folder / "ablation.png")
+        home.mkdir(exist_ok=True)
+        own = Settings(**{**settings, **VARIANTS[variant], "seed": seed})
+        try:
+            with FileLock(home / "lock", timeout=0):
+                if not (home / RESULTS).exists():
+                    taught = _ear(folder, Settings(**{**settings, "seed": seed}), encoder, words)
+                    save(measure(train(own, home, taught, words), data, limit), home / RESULTS)
+        except Timeout:
+            print(f"{home} is left to the command that is at it.", file=sys.stderr)
+        with FileLock(folder / "lock"):
+            results = gather(folder)
+            if measured(results):
+                (folder / "ablation.md").write_text(table(results) + "\n", encoding="utf-8")
+                draw(results, folder / "ablation.png")
     return results
+
+
+def _ear(folder: Path, settings: Settings, encoder: Optional[Path], words: Path) -> Path:
+    """The `encoder.pt` that the models of a seed share; whoever comes first teaches it, and the others wait."""
+    if encoder is not None and encoder.is_file():
+        return encoder
+    home = folder / f"ear-{settings.seed}"
+    home.mkdir(exist_ok=True)
+    with FileLock(home / "lock"):
+        return teach(settings, home, encoder, words)
 
 
 def _slug(variant: str) -> str:
@@ -133,8 +158,8 @@ def table(results: dict[str, list]) -> str:
     """Means over the seeds, with the lowest and highest, as a Markdown table of what was measured."""
     figures = measured(results)
     lines = [
-        "| model | " + " | ".join(name for *_, name, _ in figures) + " |",
-        "| --- |" + " ---: |" * len(figures),
+        "| model | seeds | " + " | ".join(name for *_, name, _ in figures) + " |",
+        "| --- | ---: |" + " ---: |" * len(figures),
     ]
     for variant, runs in results.items():
         cells = []
@@ -142,7 +167,7 @@ def table(results: dict[str, list]) -> str:
             values = _values(runs, task, figure)
             spread = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
             cells.append(form.format(mean(values)) + spread if values else "")
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+        lines.append(f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -184,7 +209,8 @@ def main(arguments: Optional[list[str]] = None):
     parser.add_argument("folder", type=Path, metavar="OUT")
     parser.add_argument("--data", type=Path, required=True, help="a data file of tiny_world to measure on")
     parser.add_argument("--limit", type=int, help="measure on its first so many samples; default: all")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the full model; default: 0 1")
+    parser.add_argument("--other-seeds", type=int, nargs="+", default=[0], help="of those without a part; default: 0")
     defaults = {name: getattr(Settings, name) for name in ("encoder_steps", "word_steps", "short_steps", "batch_size")}
     defaults.update(steps=2000, text_steps=0, list_steps=1000)
     for name, default in defaults.items():
@@ -193,13 +219,12 @@ def main(arguments: Optional[list[str]] = None):
         "--encoder", type=Path, metavar="PATH", help=f"{ENCODER_HELP}; default: each seed teaches an ear"
     )
     parser.add_argument("--compile", action="store_true", help="compile the decoder's layers; needs a C++ compiler")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="those to train now; default: all")
     options = parser.parse_args(arguments)
     settings = {name: getattr(options, name) for name in (*defaults, "compile")}
-    chosen = (options.seeds, options.limit, options.encoder, options.variants)
+    chosen = (options.seeds, options.other_seeds, options.limit, options.encoder)
     try:
         print(table(run(options.folder, options.data, settings, *chosen)))
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(str(error))
 
 

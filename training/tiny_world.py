@@ -200,7 +200,7 @@ class Vocabulary:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda key: self(*key), keys))
         if path is not None:
-            partial = path.with_name(path.stem + ".partial.npz")
+            partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")  # others may be at it, too
             np.savez(partial, **{name: self._spoken[key] for key, name in zip(keys, names)})
             partial.replace(path)
 

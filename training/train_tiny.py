@@ -77,7 +77,7 @@ SIZES = {
         "downsample_hidden_size": 48,
         "initializer_range": 0.07,  # about 1 / √width, here and below: 0.02 is for models ten times as wide
         "deepstack_encoder_layer_indexes": [1, 3, 4],
-        "dropout": 0.0,  # no clip is heard more than twice
+        "dropout": 0.0,  # no clip is heard more than three times
         "attention_dropout": 0.0,
     },
     "language_config": {
@@ -358,7 +358,8 @@ class Conversations(Dataset):
         clip = self.world.outline(self.first + index)
         asked = self._turns(index, clip)
         text = tokenizer([part for question in asked for part in question[1:]])["input_ids"]
-        return clip.seconds, round(clip.seconds * TOKENS_PER_SECOND) + sum(map(len, text)) + 9 * len(asked)
+        heard = 0 if index < self.texts else round(clip.seconds * TOKENS_PER_SECOND)
+        return clip.seconds, heard + sum(map(len, text)) + 17 * len(asked)
 
 
 class UnevenCollator(MossAudioDataCollator):
@@ -519,14 +520,20 @@ def train_encoder(
 def _take_ear(ear: Ear, checkpoint: Path):
     """Gives an ear the weights of a checkpoint's, for good."""
     taken = MossAudioModel.from_pretrained(checkpoint, dtype=torch.float32)
+    _fill(ear, {name: taken.get_submodule(name).state_dict() for name in PARTS}, f"in {checkpoint}")
+    for name in PARTS:
+        ear.get_submodule(name).requires_grad_(False)
+
+
+def _fill(module: nn.Module, weights: dict[str, dict[str, torch.Tensor]], where: str):
+    """Gives encoder and adapter of `module` other weights, which are to be found `where`."""
     for name in PARTS:
         try:
-            ear.get_submodule(name).load_state_dict(taken.get_submodule(name).state_dict())
+            module.get_submodule(name).load_state_dict(weights[name])
         except RuntimeError as error:
             raise ValueError(
-                f"the `{name}` of {checkpoint} has other shapes than that of moss-audio-tiny; choose a checkpoint of this command."
+                f"the `{name}` {where} has other shapes than that of moss-audio-tiny; take one of this command."
             ) from error
-        ear.get_submodule(name).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -589,8 +596,7 @@ def begin_model(
 ) -> MossAudioModel:
     """A new model with the ear that was taught, whose decoder begins with what the ear's heads know."""
     model = make_model(processor, settings.taps)
-    for name in PARTS:
-        model.get_submodule(name).load_state_dict(taught[name])
+    _fill(model, taught, "that was taught")
     embed_what_is_heard(model, processor.tokenizer, taught["heads"]["linear.weight"])
     hand_on_what_is_attended_to(model)
     clips = [log_mel(torch.from_numpy(dev[index].waveform[: 2 * RATE])) for index in range(16)]
@@ -662,6 +668,8 @@ def save_without_code(model: MossAudioModel, processor: MossAudioProcessor, fold
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         path = folder / name
         values = json.loads(path.read_text(encoding="utf-8"))
+        for part in ("audio_config", "language_config"):  # `model.to` has changed the dtype of the whole alone
+            values.get(part, {}).update(dtype=values.get("dtype"))
         kept = {key: value for key, value in values.items() if key not in ("auto_map", "custom_pipelines")}
         path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -677,7 +685,31 @@ def run(trainer: Trainer):
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
 
 
-def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> Path:
+def teach(settings: Settings, folder: Path, checkpoint: Optional[Path] = None, words: Optional[Path] = None) -> Path:
+    """
+    The first stage alone: teaches an ear, or goes on where that was interrupted.
+
+    Args:
+        folder: where settings, logs and the result go.
+        checkpoint: whose encoder and adapter are taken, so that only heads are taught to read from them; by default both are
+            taught now.
+        words: see [`train`].
+
+    Returns:
+        The file with the weights of encoder, adapter and heads.
+
+    Raises:
+        ValueError: where `folder` holds a run with other settings, numbers of steps do not fit each other, or `checkpoint` has
+            other shapes.
+        FileNotFoundError: where espeak-ng or `checkpoint` is missing.
+    """
+    _check(settings, checkpoint)
+    world, dev = _worlds(settings, folder, checkpoint, words)
+    train_encoder(settings, folder, world, dev, checkpoint)
+    return folder / "encoder.pt"
+
+
+def train(settings: Settings, folder: Path, encoder: Optional[Path] = None, words: Optional[Path] = None) -> Path:
     """
     Trains a model, or goes on where training was interrupted.
 
@@ -685,15 +717,27 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
         folder: where settings, logs, checkpoints and the result go.
         encoder: an `encoder.pt` of another run, or the folder of a checkpoint whose encoder and adapter are taken, so that the
             first stage only teaches heads to read from them; by default encoder and adapter are taught now.
+        words: the file that keeps the spoken words, made where it is missing; by default one in `folder`.
 
     Returns:
         The folder of the checkpoint, in bfloat16 and without code.
 
     Raises:
-        ValueError: where `folder` holds a run with other settings, numbers of steps do not fit each other, or `encoder`
-            was taught something else or has other shapes.
+        ValueError: where `folder` holds a run with other settings, settings do not fit each other, or `encoder` was taught
+            something else or has other shapes.
         FileNotFoundError: where espeak-ng, `encoder` or `settings.after` is missing.
     """
+    _check(settings, encoder)
+    taught = _read_ear(encoder) if encoder and encoder.is_file() else None
+    world, dev = _worlds(settings, folder, encoder, words)
+    if settings.after:
+        return train_decoder(settings, folder, world, dev, go_on)
+    taught = taught or train_encoder(settings, folder, world, dev, encoder)
+    return train_decoder(settings, folder, world, dev, partial(begin_model, taught=taught))
+
+
+def _check(settings: Settings, encoder: Optional[Path]):
+    """Raises where settings do not fit each other, or what they need is missing."""
     if not 0 <= settings.word_steps <= settings.encoder_steps or settings.encoder_steps < 1:
         raise ValueError(
             f"word_steps {settings.word_steps} must not be more than encoder_steps {settings.encoder_steps}, of which they "
@@ -705,36 +749,45 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None) -> P
             f"short_steps {settings.short_steps} ≤ list_steps {list_steps} ≤ steps {settings.steps} - text_steps {text_steps} "
             "must hold: texts come first, then short lists, then lists, then all."
         )
-    if encoder is not None and settings.after:
+    if settings.after and (encoder is not None or settings.taps is not None):
         raise ValueError(
-            f"encoder {encoder} and after {settings.after!r} exclude each other: a checkpoint has its own ear."
+            f"after {settings.after!r} goes with neither encoder ({encoder}) nor taps ({settings.taps}; --no-deepstack): a "
+            "checkpoint has its own ear and mergers."
         )
-    if encoder is not None and not encoder.exists():
+    if encoder is not None and not (encoder.is_file() or (encoder / "config.json").is_file()):
         raise FileNotFoundError(f"encoder {encoder} is neither an `encoder.pt` nor the folder of a checkpoint.")
-    if settings.after and not Path(settings.after, "config.json").exists():
+    if settings.after and not Path(settings.after, "config.json").is_file():
         raise FileNotFoundError(f"after {settings.after!r} is not the folder of a checkpoint.")
     check_espeak()
-    folder.mkdir(parents=True, exist_ok=True)
-    written = json.dumps(asdict(settings), indent=2)
+
+
+def _worlds(
+    settings: Settings, folder: Path, encoder: Optional[Path], words: Optional[Path]
+) -> tuple[TinyWorld, TinyWorld]:
+    """The worlds of training and evaluation; notes in `folder` what its run is made of."""
+    written = json.dumps({**asdict(settings), "encoder": encoder and str(encoder)}, indent=2)
     kept = folder / "settings.json"
     if kept.exists() and kept.read_text(encoding="utf-8") != written:
         raise ValueError(f"{folder} holds a run with other settings (see {kept}); choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(written, encoding="utf-8")
     vocabulary = Vocabulary("train")
-    vocabulary.speak_all(folder / "vocabulary.npz")
-    world, dev = TinyWorld("train", settings.seed, vocabulary), TinyWorld("dev", settings.seed)
-    if settings.after:
-        return train_decoder(settings, folder, world, dev, go_on)
-    taught = (
-        torch.load(encoder, map_location="cpu", weights_only=True)
-        if encoder and encoder.is_file()
-        else train_encoder(settings, folder, world, dev, encoder)
-    )
-    if len(taught["heads"]["linear.weight"]) != sum(HEARD):
+    vocabulary.speak_all(words or folder / "vocabulary.npz")
+    return TinyWorld("train", settings.seed, vocabulary), TinyWorld("dev", settings.seed)
+
+
+def _read_ear(path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """What [`train_encoder`] has kept in a file."""
+    try:
+        taught = torch.load(path, map_location="cpu", weights_only=True)
+        heads = taught["heads"]["linear.weight"]
+    except Exception as error:  # whatever a file of another kind leads to
         raise ValueError(
-            f"{encoder or folder / 'encoder.pt'} was taught other labels, by another version; teach one anew."
-        )
-    return train_decoder(settings, folder, world, dev, partial(begin_model, taught=taught))
+            f"encoder {path} is no `encoder.pt` of this command; give one, or a checkpoint's folder."
+        ) from error
+    if len(heads) != sum(HEARD):
+        raise ValueError(f"{path} was taught other labels, by another version; teach one anew.")
+    return taught
 
 
 def import_pyplot() -> Any:
@@ -815,7 +868,7 @@ def main(arguments: Optional[list[str]] = None):
     try:
         import_pyplot()  # it would be missed after hours
         print(train(settings, options.folder, options.encoder))
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(str(error))
     draw_curves(options.folder, options.folder / "curves.png")
 
