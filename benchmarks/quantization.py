@@ -14,7 +14,7 @@
 """How fast int8 and int4 weights by torchao decode, how much memory they take, and what they cost in accuracy, against
 bfloat16 and float32.
 
-    python -m moss_audio.benchmarks.quantization --model checkpoints/moss-audio-tiny --data test.jsonl
+    python -m moss_audio.benchmarks.quantization --model checkpoints/moss-audio-tiny --data tiny/test.jsonl
 
 Speed and memory are those of a decoder of 0.6 G parameters with random weights; the accuracy is that of a trained checkpoint
 on a data file (`python -m moss_audio.training.tiny_world`), and is left out without one. `--compiled` adds decoding steps
