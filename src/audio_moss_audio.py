@@ -300,7 +300,8 @@ def _open_file(source: Any) -> tuple[str, Any]:
             raise ValueError(f"{source} cannot be downloaded: {error}.") from error
     path = os.path.expanduser(source)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no audio file at {path[:200]!r}.")
+        folder = ", which is a folder: give the files in it" if os.path.isdir(path) else ""
+        raise FileNotFoundError(f"there is no audio file at {path[:200]!r}{folder}.")
     return path, path
 
 
