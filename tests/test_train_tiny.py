@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from transformers import TrainerState, pipeline
 
 import moss_audio
 from moss_audio import MossAudioModel, MossAudioProcessor, log_mel
+from moss_audio.checkpoints import TINY
 from moss_audio.training import MossAudioDataCollator, train_tiny
 from moss_audio.training.tiny_world import LABELS, WORDS, Event, messages
 from moss_audio.training.train_tiny import (
@@ -253,8 +255,8 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
 
     # With the ear of a checkpoint, only what reads from it is taught.
     short = replace(settings, encoder_steps=20, word_steps=0, steps=2, text_steps=0, list_steps=1, short_steps=0)
-    taken = train(short, tmp_path / "taken", folder)
-    before, after = (load_file(path / "model.safetensors") for path in (folder, taken))
+    taken = train(short, tmp_path / "taken", Path(TINY))
+    before, after = (load_file(path / "model.safetensors") for path in (Path(TINY), taken))
     for name, value in before.items():
         if name.startswith(train_tiny.PARTS):
             torch.testing.assert_close(after[name], value, rtol=0, atol=0)

@@ -197,7 +197,7 @@ def draw(results: dict[str, list], path: Path):
             values = _values(runs, task, name)
             axis.bar(index, mean(values) if values else 0, color=f"C{index}", alpha=0.6, label=variant)
             axis.plot([index] * len(values), values, "k.", markersize=5)
-        axis.set(title=title, xticks=[])
+        axis.set(title=title, ylabel="ms" if name.endswith("_ms") else "", xticks=[])
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(results))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
