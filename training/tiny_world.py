@@ -593,17 +593,17 @@ def turns(clip: Clip, rng: np.random.Generator, most: int = 12) -> list[Question
     """
     Questions for one conversation of up to `most` turns: brief ones first, as there is much to learn from few words, and
     whatever lists events last, where no other answer can be read from it instead of being heard. Before half of the choices
-    the same is asked without options, and half of the longer conversations begin with [`matching`], so that what remains to be
-    learned is how to choose.
+    the same is asked without options, and a fifth of the longer conversations begin with [`matching`], so that what remains to
+    be learned is how to choose.
     """
     kind = rng.random()
-    last = ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True) if kind < 0.1 else None
-    if 0.1 <= kind < 0.4:
+    last = ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True) if kind < 0.2 else None
+    if 0.2 <= kind < 0.6:
         last = ask(clip, _pick(rng, _LISTS), rng)
     wanted = int(rng.integers(0 if last else 1, most if last else most + 1))
-    practice = matching(rng) if rng.random() < 0.5 else []
+    practice = matching(rng) if rng.random() < 0.2 else []
     asked = {turn.prompt: turn for turn in practice if len(practice) < wanted}
-    for task in rng.choice([*_THOUGHTFUL, "order", "order", "presence", *["choice"] * 4], wanted):
+    for task in rng.choice([*_THOUGHTFUL, *("when", "order", "presence") * 2, "choice"], wanted):
         question = ask(clip, str(task), rng)
         opened = opened_choice(question) if question is not None and task == "choice" and rng.random() < 0.5 else None
         asked.update({turn.prompt: turn for turn in (opened, question) if turn is not None})
