@@ -192,12 +192,13 @@ def draw(results: dict[str, list], path: Path):
     figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axis in axes.flat[len(figures) :]:
         axis.set_visible(False)
-    for axis, (task, name, title, _) in zip(axes.flat, figures):
+    for axis, (task, name, title, form) in zip(axes.flat, figures):
         for index, (variant, runs) in enumerate(results.items()):
             values = _values(runs, task, name)
             axis.bar(index, mean(values) if values else 0, color=f"C{index}", alpha=0.6, label=variant)
             axis.plot([index] * len(values), values, "k.", markersize=5)
-        axis.set(title=title, ylabel="ms" if name.endswith("_ms") else "", xticks=[])
+        axis.set(title=title, xticks=[])
+        axis.yaxis.set_major_formatter(lambda value, _, form=form: form.format(value))
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(results))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
