@@ -1,6 +1,7 @@
 """The world of the small checkpoint: what is in a clip is where the generator says, and the answers follow from it."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ from moss_audio.training.tiny_world import (
     NO_SPEECH,
     RATE,
     SOUND_MAKERS,
+    SURVEYS,
     UNHEARD_VARIANTS,
     WORDS,
     Clip,
@@ -26,6 +28,7 @@ from moss_audio.training.tiny_world import (
     Vocabulary,
     ask,
     description,
+    lookups,
     loud_part,
     main,
     matching,
@@ -35,6 +38,7 @@ from moss_audio.training.tiny_world import (
     reading,
     reasoning,
     speak,
+    survey,
     timestamps,
     transcript,
     turns,
@@ -194,12 +198,24 @@ def test_letters_are_asked_for_without_a_clip():
         first, *others = matching(np.random.default_rng(seed))
         *lines, question = first.prompt.split("\n")
         options = {line[3:]: line[0] for line in lines}
-        assert list(options.values()) == list("ABCD") and set(options) <= set(LABELS)
+        assert list(options.values()) == list("ABCDEF") and set(options) <= set(LABELS)
         assert first.answer == options[question.removeprefix("Which of these is ")[:-1]]
-        assert len(others) == 2
+        assert len(others) == 5
         assert all(other.answer == options[other.prompt.removeprefix("Which is ")[:-1]] for other in others)
         seen.add(first.answer)
-    assert seen == set("ABCD")
+    assert len(seen) > 3
+
+
+def test_lookups_ask_for_every_sign_twice():
+    for seed in range(20):
+        (question,) = lookups(np.random.default_rng(seed))
+        *lines, _ = question.prompt.split("\n")
+        signs = {line[3:]: line[0] for line in lines}
+        assert len(signs) == 8 and set(signs) <= set(LABELS) and len(set(signs.values())) == 8
+        answered = re.findall(r" ([a-z ]+?)(\d| [A-H])(?= |$)", question.answer.removeprefix("The"))
+        assert len(answered) == 16 and all(signs[label] == sign.strip() for label, sign in answered)
+        for half in (answered[:8], answered[8:]):
+            assert {label for label, _ in half} == set(signs)
 
 
 def test_reading_opens_with_what_is_in_the_clip():
@@ -221,17 +237,51 @@ def test_thinking_lists_the_events_and_comes_last():
     assert lengths >= set(range(1, 10)) and max(lengths) <= 12
     assert {len(turns(CLIP, rng, most=1)) for _ in range(50)} == {1}
     brief = [question for asked in conversations for question in asked[:-1]]
-    assert {question.task for question in brief} == {"when", "count", "order", "presence", "choice", "matching"}
+    assert {question.task for question in brief} == {
+        "when",
+        "count",
+        "order",
+        "presence",
+        "choice",
+        "matching",
+        "survey",
+    }
     last = [asked[-1].task for asked in conversations]
-    assert {"transcription", "timestamps", "description", "when-thinking", "choice-thinking", "choice"} <= set(last)
+    assert {"transcription", "timestamps", "description", "when-thinking", "choice-thinking", "survey"} <= set(last)
     assert all(len({question.prompt for question in asked}) == len(asked) for asked in conversations)
+
+
+def test_surveys_tell_what_is_to_be_found_about_each_label():
+    rng = np.random.default_rng(3)
+    answers = {kind: {survey(CLIP, kind, rng).answer for _ in range(60)} for kind in SURVEYS}
+    assert all(
+        len(orders) > 1 and survey(EMPTY, kind, rng) is None for kind, orders in answers.items() if kind != "counts"
+    )
+    once = {label: [event for event in CLIP.events if event.label == label] for label in LABELS}
+    once = {label: events[0] for label, events in once.items() if len(events) == 1}
+    for kind, name in (("starts", "start"), ("ends", "end")):
+        for answer in answers[kind]:
+            times = dict(re.findall(r" ([a-z ]+)(\d+\.\d\d)", answer.removeprefix("The")))
+            assert times == {label: f"{getattr(event, name):.2f}" for label, event in once.items()}
+    followers = dict(
+        zip([event.label for event in CLIP.events], [*[event.label for event in CLIP.events[1:]], "nothing"])
+    )
+    for answer in answers["followers"]:
+        assert set(answer.removeprefix("The ").removesuffix(",").split(", ")) == {
+            f"{label} {followers[label]}" for label in once
+        }
+    for answer in answers["counts"]:
+        counts = dict(re.findall(r" ([a-z ]+)(\d)", answer.removeprefix("The")))
+        there = [event.label for event in CLIP.events]
+        assert set(counts) >= set(there)
+        assert all(there.count(label) == int(count) for label, count in counts.items())
 
 
 def test_turns_about_nothing():
     rng = np.random.default_rng(0)
-    asked = [question for _ in range(100) for question in turns(EMPTY, rng)]
+    asked = [turn for _ in range(100) for turn in turns(EMPTY, rng) if turn.task != "survey"]
     answers = {question.answer.split("</think>\n\n")[-1] for question in asked}
-    answers -= {"0", *"ABCD"}
+    answers -= {"0", *"ABCDEF"}
     assert answers == {"0.", "No.", NO_SPEECH, description(EMPTY)}
 
 

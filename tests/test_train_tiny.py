@@ -43,7 +43,7 @@ def test_the_tokenizer_writes_digits_one_by_one_and_labels_in_few_tokens(made):
 
 def test_the_model_has_every_part_and_is_small(made):
     model = make_model(made)
-    assert sum(parameter.numel() for parameter in model.parameters()) * 2 < 15.5e6  # bytes in bfloat16
+    assert sum(parameter.numel() for parameter in model.parameters()) * 2 < 15.9e6  # bytes in bfloat16
     assert (
         len(model.deepstack_audio_merger_list) == 3
         and model.generation_config.eos_token_id == made.tokenizer.eos_token_id
@@ -98,6 +98,51 @@ def test_a_new_decoder_hands_on_what_it_attends_to(made):
         with torch.no_grad():
             handed_on, _ = layer.self_attn(states, angles, attention_mask=None)
         torch.testing.assert_close(handed_on, states, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_tokens_are_not_drowned_by_the_layers_of_a_new_decoder(made):
+    model = make_model(made)
+    train_tiny.hand_on_what_is_attended_to(model)
+    tokens = torch.randint(1, 600, (2, 50))
+    drowned = sizes_of_layers(model, tokens)
+    states = model.get_input_embeddings()(tokens)
+    logits = model.get_output_embeddings()(model.language_model.norm(states))
+    train_tiny.speak_up(model)
+    sizes = sizes_of_layers(model, tokens)
+    assert drowned[1] > 5 * drowned[0]
+    assert 0.9 < sizes[0] < 1.1 and all(later - size < 0.5 for size, later in zip(sizes, sizes[1:-1]))
+    states = model.get_input_embeddings()(tokens)
+    again = model.get_output_embeddings()(model.language_model.norm(states))
+    torch.testing.assert_close(again, logits, rtol=1e-3, atol=1e-3)
+
+
+def sizes_of_layers(model, tokens):
+    states = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_hidden_states=True).hidden_states
+    return [state.pow(2).mean().sqrt().item() for state in states]
+
+
+@torch.no_grad()
+def test_a_new_decoder_looks_back_and_for_the_same_label(made):
+    torch.manual_seed(0)
+    model, heads = make_model(made), train_tiny.Heads(256).linear.weight
+    train_tiny.embed_what_is_heard(model, made.tokenizer, heads)
+    train_tiny.hand_on_what_is_attended_to(model)
+    train_tiny.speak_up(model)
+    train_tiny.look_back(model, made.tokenizer)
+    model.set_attn_implementation("eager")
+    text = "A. seven\nB. bell\nC. up\nD. chord\nWhat comes after the up?"
+    tokens = torch.tensor([made.tokenizer(text)["input_ids"]])
+    attentions = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_attentions=True).attentions
+    for head, distance in enumerate((1, 2, 3)):
+        there = attentions[0][0, head].diagonal(-distance)
+        assert (
+            there[distance:] > 0.5
+        ).float().mean() > 0.6  # queries of tokens apart from the others point the wrong way
+    read, again = (tokens[0] == made.tokenizer(" up")["input_ids"][0]).nonzero().flatten().tolist()
+    for layer in attentions[1:]:
+        for found in layer[0, :2, again]:
+            assert sorted(found.topk(2).indices.tolist()) == [read, again] and found[read] > 0.15
 
 
 def test_what_the_mergers_add_begins_small(made):
@@ -162,16 +207,21 @@ def test_positions_jump_at_time_markers_alone(made):
 
 def test_texts_come_before_all_sound(made, tmp_path):
     world = train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary())
-    data = train_tiny.Conversations(world, 48, texts=16, lists=16, uneven=True)
+    data = train_tiny.Conversations(world, 48, texts=16, lists=16, practice=4, uneven=True)
     content = [[part["type"] for part in data[index]["messages"][0]["content"]] for index in range(48)]
-    assert content == [["text"]] * 16 + [["audio", "text"]] * 32
-    assert data[1]["messages"][0]["content"][0]["text"].startswith("A. ")
-    assert " clip lasts " in data[0]["messages"][0]["content"][0]["text"].split("\n")[0]
+    assert content == [["text"]] * 16 + [["text"], *[["audio", "text"]] * 3] * 8
+    read = [data[index]["messages"][0]["content"][-1]["text"] for index in (*range(16), *range(16, 48, 4))]
+    kinds = [
+        "lookups" if "Which has which?" in text else "reading" if " clip lasts " in text else "matching"
+        for text in read
+    ]
+    assert kinds[:5] == ["lookups"] * 5 and set(kinds[5:]) == {"lookups", "matching", "reading"}
     args = train_tiny.training_arguments(Settings(batch_size=4, workers=0), tmp_path, 12, 1e-3)
     collator = train_tiny.UnevenCollator(made)
     trainer = train_tiny.TinyTrainer(make_model(made), args, collator, data, data, short_steps=2)
     order = trainer._get_train_sampler()
-    assert sorted(order[:16]) == list(range(16)) and sorted(order[16:32]) == list(range(16, 32))
+    assert sorted(order[:5]) == list(range(5)) and sorted(order[5:16]) == list(range(5, 16))
+    assert sorted(order[16:32]) == list(range(16, 32))
     tokens = [collator([data[index]])["input_ids"].shape[1] for index in range(16)]
     guessed = [data.lengths(index, made.tokenizer)[1] for index in range(16)]
     assert np.ptp(np.subtract(tokens, guessed)) == 0 < np.ptp(tokens)
@@ -196,7 +246,7 @@ def test_lists_about_short_clips_come_first_then_other_lists_and_each_comes_once
     seconds = [data.lengths(index, made.tokenizer)[0] for index in order]
     assert sorted(order[:64]) == list(range(64)) and max(seconds[:24]) <= min(seconds[24:64])
     asked = [data[index]["messages"] for index in order[:64]]
-    assert all(len(chat) == 2 for chat in asked) and any(len(data[index]["messages"]) > 2 for index in order[64:])
+    assert {len(chat) for chat in asked} == {2, 4} and any(len(data[index]["messages"]) > 4 for index in order[64:])
     tokens = [data.lengths(index, made.tokenizer)[1] for index in order[24:64]]
     batches = [tokens[start : start + 8] for start in range(0, 40, 8)]
     assert sum(np.ptp(batch) for batch in batches) < 0.5 * len(batches) * np.ptp(tokens)  # of like length

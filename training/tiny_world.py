@@ -592,31 +592,81 @@ def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
 def turns(clip: Clip, rng: np.random.Generator, most: int = 12) -> list[Question]:
     """
     Questions for one conversation of up to `most` turns: brief ones first, as there is much to learn from few words, and
-    whatever lists events last, where no other answer can be read from it instead of being heard. Before half of the choices
-    the same is asked without options, and a fifth of the longer conversations begin with [`matching`], so that what remains to
-    be learned is how to choose.
+    whatever lists events last, where no other answer can be read from it instead of being heard: a list, a thought, or two
+    [`survey`]s. Before half of the choices the same is asked without options, and some conversations begin with [`matching`],
+    so that what remains to be learned is how to choose.
     """
-    kind = rng.random()
-    last = ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True) if kind < 0.2 else None
-    if 0.2 <= kind < 0.6:
-        last = ask(clip, _pick(rng, _LISTS), rng)
-    wanted = int(rng.integers(0 if last else 1, most if last else most + 1))
-    practice = matching(rng) if rng.random() < 0.2 else []
+    kind, last = rng.random(), []
+    if kind < 0.15:
+        last = [ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True)]
+    elif kind < 0.5:
+        last = [ask(clip, _pick(rng, _LISTS), rng)]
+    elif most > 2:
+        last = surveys(clip, rng)
+    last = [question for question in last if question is not None]
+    wanted = int(rng.integers(0 if last else 1, most - len(last) + 1))
+    practice = matching(rng) if rng.random() < 0.3 else []
     asked = {turn.prompt: turn for turn in practice if len(practice) < wanted}
-    for task in rng.choice([*_THOUGHTFUL, *("when", "order", "presence") * 2, "choice"], wanted):
+    for task in rng.choice([*("when", "order", "presence", "choice") * 3, "count"], wanted):
         question = ask(clip, str(task), rng)
         opened = opened_choice(question) if question is not None and task == "choice" and rng.random() < 0.5 else None
         asked.update({turn.prompt: turn for turn in (opened, question) if turn is not None})
-    return [*list(asked.values())[:wanted], *([last] if last else [])] or [ask(clip, _pick(rng, _LISTS), rng)]
+    return [*list(asked.values())[:wanted], *last] or [ask(clip, _pick(rng, _LISTS), rng)]
+
+
+SURVEYS = {
+    "starts": "When does each start?",
+    "ends": "When does each end?",
+    "followers": "What comes after each?",
+    "counts": "How often is each heard?",
+}
+
+
+def survey(clip: Clip, kind: str, rng: np.random.Generator) -> Optional[Question]:
+    """
+    A turn that asks one of `SURVEYS` about each event whose label comes up once, or how often each of some labels is heard, in
+    no order: a label is written, and what is to be found about it in the clip follows at once. None where there are no such
+    events.
+    """
+    there = [event.label for event in clip.events]
+    if kind == "counts":
+        pairs = [f"{label}{there.count(label)}" for label in dict.fromkeys([*there, *rng.permutation(LABELS)[:4]])]
+    elif kind == "followers":
+        pairs = [f"{event.label} {_neighbour(clip, event, 1) or 'nothing'}," for event in _once(clip)]
+    else:
+        times = [(event.label, event.start if kind == "starts" else event.end) for event in _once(clip)]
+        pairs = [f"{label}{time:.2f}" for label, time in times]
+    answer = " ".join(["The", *(str(pair) for pair in rng.permutation(pairs))])
+    return Question("survey", SURVEYS[kind], answer) if pairs else None
+
+
+def surveys(clip: Clip, rng: np.random.Generator) -> list[Question]:
+    """Two surveys of different kinds, or fewer where nothing is to be found."""
+    asked = [survey(clip, str(kind), rng) for kind in rng.permutation(list(SURVEYS))[:2]]
+    return [question for question in asked if question is not None]
 
 
 def matching(rng: np.random.Generator) -> list[Question]:
-    """Three turns that ask for the letters of labels among four, whatever the clip."""
-    labels = [str(label) for label in rng.permutation(LABELS)[:4]]
-    first, *others = rng.permutation(4)[:3]
-    prompts = {first: f"{_options(labels)}\nWhich of these is {labels[first]}?"}
+    """Six turns that ask for the letters of labels, whatever the clip."""
+    labels = [str(label) for label in rng.permutation(LABELS)[:6]]
+    options = "\n".join(f"{letter}. {label}" for letter, label in zip("ABCDEF", labels))
+    first, *others = rng.permutation(6)
+    prompts = {first: f"{options}\nWhich of these is {labels[first]}?"}
     prompts.update({index: f"Which is {labels[index]}?" for index in others})
-    return [Question("matching", prompt, "ABCD"[index]) for index, prompt in prompts.items()]
+    return [Question("matching", prompt, "ABCDEF"[index]) for index, prompt in prompts.items()]
+
+
+def lookups(rng: np.random.Generator) -> list[Question]:
+    """
+    A turn that asks for the signs of eight labels, twice each, whatever the clip: a label is written, and what is to be found
+    about it in the prompt follows at once.
+    """
+    labels = [str(label) for label in rng.permutation(LABELS)[:8]]
+    signs = [str(sign) for sign in rng.permutation(list("0123456789ABCDEFGH"))[:8]]
+    lines = "\n".join(f"{sign}. {label}" for sign, label in zip(signs, labels))
+    pairs = [f"{label}{sign}" if sign.isdigit() else f"{label} {sign}" for label, sign in zip(labels, signs)]
+    asked = [pairs[index] for index in (*rng.permutation(8), *rng.permutation(8))]
+    return [Question("lookups", f"{lines}\nWhich has which?", " ".join(["The", *asked]))]
 
 
 def reading(clip: Clip, rng: np.random.Generator, most: int = 6) -> list[Question]:

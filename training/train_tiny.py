@@ -56,17 +56,19 @@ from moss_audio.training.tiny_world import (
     Vocabulary,
     check_espeak,
     listing,
+    lookups,
     matching,
     messages,
     questions,
     reading,
+    surveys,
     turns,
 )
 
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|audio_eos|>", "<|AUDIO|>")
 PLAIN_TOKENS = ("<think>", "</think>")  # they survive `skip_special_tokens`, as in the released tokenizer
-VOCABULARY = 640
+VOCABULARY = 704
 
 SIZES = {
     "audio_config": {
@@ -84,11 +86,11 @@ SIZES = {
         "hidden_size": 256,
         "intermediate_size": 672,
         "num_hidden_layers": 5,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "head_dim": 32,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
         "max_position_embeddings": 4096,
-        "rope_theta": 1e4,
+        "rope_theta": 1e6,  # so that more than half of a head's dimensions hardly turn in a conversation
         "rms_norm_eps": 1e-6,
         "initializer_range": 0.06,
         "tie_word_embeddings": True,
@@ -132,9 +134,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def _texts(clips: int = 300) -> list[str]:
     world = TinyWorld("train", 0, SilentVocabulary())
     texts = [
-        "system\nYou are a helpful assistant.",
-        "user\n",
-        "assistant\n",
+        *["system\nYou are a helpful assistant.", "user\nassistant\n"] * clips,
         *LABELS * 50,
         *(f" {label}" for label in LABELS * 50),
     ]
@@ -201,6 +201,11 @@ TIMES_SHARES = (0.1, 0.4)  # what each column of times counts beside the label: 
 IGNORED = -100
 MOST_MASKED = 16  # mel bins of a band that is left out, of two
 MOST_JUMP = 40  # positions, where training skips some
+LAYER_SHARE = 0.3  # of the tokens, about: what a layer adds when the decoder begins to learn
+LOOK_SHARE = 0.7  # and the same for heads that know what to look for
+MOST_DISTANCE = 500  # positions between two tokens of a conversation, or so
+PRACTICE = 4  # of so many conversations one is without sound
+MERGER_PACE = 0.1  # learning rate of the mergers, of the decoder's
 MERGER_SHARE = 0.1  # of what the adapter hands on, about: what the mergers add when the decoder begins to learn
 
 
@@ -321,8 +326,9 @@ def join_clips(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 class Conversations(Dataset):
     """
     Conversations about clips of a split in the chat layout, made when asked for. The first `texts` of them are without sound,
-    to learn to read; the next `lists` have one turn, which lists what is heard. With `uneven`, each has a seed for
-    [`UnevenCollator`].
+    to learn to look things up and to read; the next `lists` only list what is heard, in order or in none. With `practice`, every
+    such-and-such conversation after the first `texts` is without sound, too, as what is not needed is forgotten. With `uneven`,
+    each has a seed for [`UnevenCollator`].
     """
 
     def __init__(
@@ -333,33 +339,40 @@ class Conversations(Dataset):
         most_turns: int = 12,
         texts: int = 0,
         lists: int = 0,
+        practice: int = 0,
         uneven: bool = False,
     ):
-        self.world, self.count, self.first = world, count, first
-        self.most_turns, self.texts, self.lists, self.uneven = most_turns, texts, lists, uneven
+        self.world, self.count, self.first, self.most_turns = world, count, first, most_turns
+        self.texts, self.lists, self.practice, self.uneven = texts, lists, practice, uneven
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        silent = index < self.texts
+        silent = self._silent(index)
         clip = self.world.outline(self.first + index) if silent else self.world[self.first + index]
         chat = messages(None if silent else {"audio": clip.waveform}, self._turns(index, clip))
         return {"messages": chat, "jumps": self.first + index if self.uneven else None}
 
+    def _silent(self, index: int) -> bool:
+        return index < self.texts or bool(self.practice) and index % self.practice == 0
+
     def _turns(self, index: int, clip: Clip) -> list[Question]:
         random = self.world.generator(self.first + index, 1)
-        if index < self.texts:
-            return matching(random) if index % 2 else reading(clip, random)
-        return [listing(clip, random)] if index < self.texts + self.lists else turns(clip, random, self.most_turns)
+        if self._silent(index):
+            kinds = (lookups,) if index < self.texts // 3 else (lookups, matching, partial(reading, clip))
+            return kinds[random.integers(len(kinds))](random)
+        if index < self.texts + self.lists:
+            return random.random() < 0.5 and surveys(clip, random) or [listing(clip, random)]
+        return turns(clip, random, self.most_turns)
 
     def lengths(self, index: int, tokenizer: PreTrainedTokenizerFast) -> tuple[float, int]:
         """Length of a clip in seconds, and of its conversation in tokens, all but a constant; without making the clip."""
         clip = self.world.outline(self.first + index)
         asked = self._turns(index, clip)
         text = tokenizer([part for question in asked for part in question[1:]])["input_ids"]
-        heard = 0 if index < self.texts else round(clip.seconds * TOKENS_PER_SECOND)
-        return clip.seconds, heard + sum(map(len, text)) + 17 * len(asked)
+        heard = 0 if self._silent(index) else round(clip.seconds * TOKENS_PER_SECOND)
+        return clip.seconds, heard + sum(map(len, text)) + 10 * len(asked)
 
 
 class UnevenCollator(MossAudioDataCollator):
@@ -400,6 +413,21 @@ class TinyTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.short_steps = short_steps
 
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        """
+        The standard one, with a lower learning rate for the mergers: their weights are small, as what they read is large and
+        multiplied with itself, and steps as long as the others' would soon make them louder than all else (see
+        [`quieten_mergers`]).
+        """
+        optimizer = super().create_optimizer(*args, **kwargs)
+        mergers = set(self.model.deepstack_audio_merger_list.parameters())
+        for group in list(optimizer.param_groups):
+            slow = [weight for weight in group["params"] if weight in mergers]
+            if slow:
+                group["params"] = [weight for weight in group["params"] if weight not in mergers]
+                optimizer.add_param_group({**group, "params": slow, "lr": MERGER_PACE * group["lr"]})
+        return optimizer
+
     def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> list[int]:
         tokenizer, size = self.data_collator.processor.tokenizer, self.args.train_batch_size
         data = self.train_dataset
@@ -408,7 +436,8 @@ class TinyTrainer(Trainer):
         short = set(sorted(lists, key=seconds.__getitem__)[: self.short_steps * size])
         later = [index for index in lists if index not in short]
         random, order = np.random.default_rng(self.args.seed), []
-        for part in (range(data.texts), sorted(short), later, range(lists.stop, len(data))):
+        easy = data.texts // 3
+        for part in (range(easy), range(easy, data.texts), sorted(short), later, range(lists.stop, len(data))):
             shuffled = random.permutation(np.asarray(part, dtype=np.int64))
             # Of eight batches at a time the longest go into one. The batches are shuffled again: from one length to the
             # next the tasks differ, too.
@@ -427,13 +456,13 @@ class Settings:
 
     encoder_steps: int = 8600
     word_steps: int = 2640  # the first of them, in which times count for little
-    steps: int = 6000
+    steps: int = 5000
     batch_size: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     encoder_learning_rate: float = 1e-3  # while it learns alone
-    text_steps: int = 600  # with which the second stage begins: text alone
-    list_steps: int = 1100  # the next: one turn, which lists what is heard
-    short_steps: int = 200  # the first of them, on the shortest clips
+    text_steps: int = 540  # with which the second stage begins: text alone
+    list_steps: int = 600  # the next, which only list what is heard
+    short_steps: int = 150  # the first of them, on the shortest clips
     warmup_steps: int = 100
     weight_decay: float = 0.01
     clips: int = 100_000  # different ones for the encoder alone
@@ -548,11 +577,29 @@ def embed_what_is_heard(model: MossAudioModel, tokenizer: PreTrainedTokenizerFas
     digits = sum(nn.functional.normalize(part) for part in tenths_and_hundredths)
     texts = [(label, f" {label}") if label in WORDS else (f" {label}",) for label in LABELS]
     texts += [(str(digit),) for digit in range(10)]
+    for letter in "ABCDEFGH":  # with a space before it and without
+        table[tokenizer(f" {letter}")["input_ids"][-1]] = table[tokenizer(letter)["input_ids"][-1]]
     size = table.norm(dim=-1).mean()
     for names, direction in zip(texts, nn.functional.normalize(torch.cat([parts[0][1:], digits]))):
         for text in names:
             token = tokenizer(text)["input_ids"][-1]
             table[token] = 0.9 * size * direction + 0.4 * table[token]
+
+
+@torch.no_grad()
+def speak_up(model: MossAudioModel):
+    """
+    Makes the tokens of a new decoder as loud as what the adapter hands on (an RMS of 1), its logits as before, and what its
+    layers add quieter than both. With tied embeddings of ordinary size the first layer alone is ten times as loud as the tokens,
+    and which token stood where is lost to all layers but it.
+    """
+    language = model.language_model
+    size = model.get_input_embeddings().weight.pow(2).mean().sqrt()
+    model.get_input_embeddings().weight /= size
+    language.norm.weight *= size
+    for layer in language.layers:
+        layer.self_attn.o_proj.weight *= LAYER_SHARE
+        layer.mlp.down_proj.weight *= LAYER_SHARE
 
 
 @torch.no_grad()
@@ -566,6 +613,48 @@ def hand_on_what_is_attended_to(model: MossAudioModel):
         values, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
         nn.init.orthogonal_(values)
         output.copy_(values.T)
+
+
+@torch.no_grad()
+def look_back(model: MossAudioModel, tokenizer: PreTrainedTokenizerFast):
+    """
+    Lets some heads of a new decoder begin with the two steps of an induction head: in the first layer three look one, two and
+    three tokens back, whatever stands there; in the others two look for the label that they stand on, wherever else it is read
+    or heard. Answering from options needs both at once, and neither is learned while the other is missing. (After Olsson et
+    al., In-context Learning and Induction Heads, 2022.)
+    """
+    config = model.config.language_config
+    table, size = model.get_input_embeddings().weight, config.head_dim
+    half = size // 2
+    turns = SIZES["language_config"]["rope_theta"] ** (-torch.arange(half) / half)  # radians from a token to the next
+
+    # Queries and keys that are the same for all tokens: how they agree depends on their distance alone, and most on its fast part.
+    tokens = nn.functional.normalize(table) * table.shape[1] ** 0.5
+    ridge = 1e-3 * len(tokens) * torch.eye(len(tokens.T))
+    common = torch.linalg.solve(tokens.T @ tokens + ridge, tokens.sum(0))
+    shares = torch.zeros(half)
+    shares[: half // 5] = 0.4 / (half // 5 - 1)
+    shares[0] = 0.6
+    first = model.language_model.layers[0].self_attn
+    for head, distance in enumerate((1, 2, 3)):
+        rows = slice(head * size, (head + 1) * size)
+        query = torch.cat([shares.sqrt(), torch.zeros(half)])
+        key = torch.cat([shares.sqrt() * (distance * turns).cos(), shares.sqrt() * (distance * turns).sin()])
+        first.q_proj.weight[rows], first.k_proj.weight[rows] = torch.outer(query, common), torch.outer(key, common)
+        first.o_proj.weight[:, rows] *= LOOK_SHARE / LAYER_SHARE
+
+    # Queries and keys that tell labels apart, where rotation does not reach.
+    labels = table[[tokenizer(f" {label}")["input_ids"][-1] for label in LABELS]]
+    directions = torch.linalg.svd(labels - labels.mean(0), full_matrices=False)[2][: len(LABELS) - 1]
+    slow = [place for place in reversed(range(half)) if turns[place] * MOST_DISTANCE < 1]
+    places = torch.tensor([*slow, *(place + half for place in slow)])[: len(directions)]
+    for layer in model.language_model.layers[1:]:
+        for head in range(2):
+            rows = slice(head * size, (head + 1) * size)
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                projection.weight[rows] *= 0.02
+                projection.weight[head * size + places] += directions[: len(places)]
+            layer.self_attn.o_proj.weight[:, rows] *= LOOK_SHARE / LAYER_SHARE
 
 
 @torch.no_grad()
@@ -599,6 +688,8 @@ def begin_model(
     _fill(model, taught, "that was taught")
     embed_what_is_heard(model, processor.tokenizer, taught["heads"]["linear.weight"])
     hand_on_what_is_attended_to(model)
+    speak_up(model)
+    look_back(model, processor.tokenizer)
     clips = [log_mel(torch.from_numpy(dev[index].waveform[: 2 * RATE])) for index in range(16)]
     quieten_mergers(model, torch.stack(clips))
     return model
@@ -631,7 +722,9 @@ def train_decoder(
     trainer = TinyTrainer(
         model=model,
         args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
-        train_dataset=Conversations(world, count, first=settings.clips, texts=texts, lists=lists, uneven=True),
+        train_dataset=Conversations(
+            world, count, first=settings.clips, texts=texts, lists=lists, practice=PRACTICE, uneven=True
+        ),
         eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
         data_collator=UnevenCollator(processor),
         short_steps=settings.short_steps,
