@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerState, pipeline
+from transformers import EvalPrediction, TrainerState, pipeline
 
 import moss_audio
 from moss_audio import MossAudioModel, MossAudioProcessor, log_mel
 from moss_audio.checkpoints import TINY
 from moss_audio.training import MossAudioDataCollator, train_tiny
-from moss_audio.training.tiny_world import LABELS, WORDS, Event, messages
+from moss_audio.training.tiny_world import LABELS, WORDS, Event, messages, questions
 from moss_audio.training.train_tiny import (
     IGNORED,
     Settings,
@@ -71,6 +71,7 @@ def test_frame_labels():
 
 
 def test_what_is_read_and_heard_is_alike_from_the_start(made):
+    torch.manual_seed(0)
     model, heads = make_model(made), train_tiny.Heads(256).linear.weight
     train_tiny.embed_what_is_heard(model, made.tokenizer, heads)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -205,6 +206,30 @@ def test_positions_jump_at_time_markers_alone(made):
     assert (uneven["position_ids"].amin(1) == 0).all()
 
 
+def test_the_exam_asks_what_a_data_file_does_and_marks_whole_answers(made):
+    world = train_tiny.TinyWorld("dev", 0, train_tiny.SilentVocabulary())
+    exam, collator = train_tiny.Exam(world, 6), MossAudioDataCollator(made)
+    expected = [question for index in range(6) for question in questions(world[index], world.generator(index, 1))]
+    chats = [exam[row]["messages"] for row in range(len(exam))]
+    assert [chat[0]["content"][1]["text"] for chat in chats] == [question.prompt for question in expected]
+    assert {len(chat) for chat in chats} == {2}
+    labels = collator([exam[row] for row in range(len(exam))])["labels"].numpy()
+    said = np.roll(labels, -1, axis=1)  # what logits say at a token is the next one
+    said[labels[:, [*range(1, labels.shape[1]), 0]] == IGNORED] = 5  # nobody asks there
+    marks = exam.mark(EvalPrediction(said, labels))
+    assert marks == {f"right_{question.task}": 1.0 for question in expected}
+    row = next(index for index, question in enumerate(expected) if question.task == "count")
+    said[row, (labels[row] != IGNORED).argmax() - 1] += 1
+    count = sum(question.task == "count" for question in expected)
+    assert exam.mark(EvalPrediction(said, labels)) == {**marks, "right_count": 1 - 1 / count}
+
+
+def test_of_a_model_s_outputs_the_likeliest_tokens_are_kept():
+    logits = torch.tensor([[[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]])
+    for outputs in (logits, (logits, torch.zeros(7, 4))):
+        assert train_tiny.likeliest(outputs, torch.zeros(1, 2)).tolist() == [[1, 0]]
+
+
 def test_texts_come_before_all_sound(made, tmp_path):
     world = train_tiny.TinyWorld("train", 0, train_tiny.SilentVocabulary())
     data = train_tiny.Conversations(world, 48, texts=16, lists=16, practice=4, uneven=True)
@@ -212,7 +237,7 @@ def test_texts_come_before_all_sound(made, tmp_path):
     assert content == [["text"]] * 16 + [["text"], *[["audio", "text"]] * 3] * 8
     read = [data[index]["messages"][0]["content"][-1]["text"] for index in (*range(16), *range(16, 48, 4))]
     kinds = [
-        "lookups" if "Which has which?" in text else "reading" if " clip lasts " in text else "matching"
+        "lookups" if "Which signs have these" in text else "reading" if " clip lasts " in text else "matching"
         for text in read
     ]
     assert kinds[:5] == ["lookups"] * 5 and set(kinds[5:]) == {"lookups", "matching", "reading"}

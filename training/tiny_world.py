@@ -589,55 +589,54 @@ def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
     return [question for question in asked if question is not None]
 
 
-def turns(clip: Clip, rng: np.random.Generator, most: int = 12) -> list[Question]:
+def turns(clip: Clip, rng: np.random.Generator, most: int = 6) -> list[Question]:
     """
     Questions for one conversation of up to `most` turns: brief ones first, as there is much to learn from few words, and
     whatever lists events last, where no other answer can be read from it instead of being heard: a list, a thought, or two
-    [`survey`]s. Before half of the choices the same is asked without options, and some conversations begin with [`matching`],
-    so that what remains to be learned is how to choose.
+    [`survey`]s. Before a third of the choices the same is asked without options, so that what remains to be learned is how to
+    choose.
     """
     kind, last = rng.random(), []
-    if kind < 0.15:
+    if kind < 0.2:
         last = [ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True)]
-    elif kind < 0.5:
+    elif kind < 0.75:
         last = [ask(clip, _pick(rng, _LISTS), rng)]
     elif most > 2:
         last = surveys(clip, rng)
     last = [question for question in last if question is not None]
     wanted = int(rng.integers(0 if last else 1, most - len(last) + 1))
-    practice = matching(rng) if rng.random() < 0.3 else []
-    asked = {turn.prompt: turn for turn in practice if len(practice) < wanted}
-    for task in rng.choice([*("when", "order", "presence", "choice") * 3, "count"], wanted):
+    asked: dict[str, Question] = {}
+    for task in rng.choice([*("when", "order", "choice") * 3, *("count", "presence") * 2], wanted):
         question = ask(clip, str(task), rng)
-        opened = opened_choice(question) if question is not None and task == "choice" and rng.random() < 0.5 else None
+        opened = opened_choice(question) if question is not None and task == "choice" and rng.random() < 0.35 else None
         asked.update({turn.prompt: turn for turn in (opened, question) if turn is not None})
     return [*list(asked.values())[:wanted], *last] or [ask(clip, _pick(rng, _LISTS), rng)]
 
 
 SURVEYS = {
-    "starts": "When does each start?",
-    "ends": "When does each end?",
-    "followers": "What comes after each?",
-    "counts": "How often is each heard?",
+    "starts": "When do these start: {}?",
+    "ends": "When do these end: {}?",
+    "followers": "What comes after each of these: {}?",
+    "counts": "How often is each of these heard: {}?",
 }
 
 
 def survey(clip: Clip, kind: str, rng: np.random.Generator) -> Optional[Question]:
     """
-    A turn that asks one of `SURVEYS` about each event whose label comes up once, or how often each of some labels is heard, in
-    no order: a label is written, and what is to be found about it in the clip follows at once. None where there are no such
-    events.
+    A turn that asks one of `SURVEYS` about each event whose label comes up once, or how often each of some labels is heard. They
+    are named in no order, and the answer repeats them: a label is written, and what is to be found about it in the clip
+    follows at once. None where there are no such events.
     """
     there = [event.label for event in clip.events]
     if kind == "counts":
-        pairs = [f"{label}{there.count(label)}" for label in dict.fromkeys([*there, *rng.permutation(LABELS)[:4]])]
+        found = {label: str(there.count(label)) for label in (*there, *rng.permutation(LABELS)[:4])}
     elif kind == "followers":
-        pairs = [f"{event.label} {_neighbour(clip, event, 1) or 'nothing'}," for event in _once(clip)]
+        found = {event.label: f" {_neighbour(clip, event, 1) or 'nothing'}," for event in _once(clip)}
     else:
-        times = [(event.label, event.start if kind == "starts" else event.end) for event in _once(clip)]
-        pairs = [f"{label}{time:.2f}" for label, time in times]
-    answer = " ".join(["The", *(str(pair) for pair in rng.permutation(pairs))])
-    return Question("survey", SURVEYS[kind], answer) if pairs else None
+        found = {event.label: f"{event.start if kind == 'starts' else event.end:.2f}" for event in _once(clip)}
+    labels = [str(label) for label in rng.permutation(list(found))]
+    answer = " ".join(["The", *(f"{label}{found[label]}" for label in labels)])
+    return Question("survey", SURVEYS[kind].format(", ".join(labels)), answer) if labels else None
 
 
 def surveys(clip: Clip, rng: np.random.Generator) -> list[Question]:
@@ -658,15 +657,16 @@ def matching(rng: np.random.Generator) -> list[Question]:
 
 def lookups(rng: np.random.Generator) -> list[Question]:
     """
-    A turn that asks for the signs of eight labels, twice each, whatever the clip: a label is written, and what is to be found
-    about it in the prompt follows at once.
+    A turn that asks for the signs of eight labels, whatever the clip: a label is repeated, and what is to be found about it in
+    the prompt follows at once.
     """
     labels = [str(label) for label in rng.permutation(LABELS)[:8]]
     signs = [str(sign) for sign in rng.permutation(list("0123456789ABCDEFGH"))[:8]]
     lines = "\n".join(f"{sign}. {label}" for sign, label in zip(signs, labels))
-    pairs = [f"{label}{sign}" if sign.isdigit() else f"{label} {sign}" for label, sign in zip(labels, signs)]
-    asked = [pairs[index] for index in (*rng.permutation(8), *rng.permutation(8))]
-    return [Question("lookups", f"{lines}\nWhich has which?", " ".join(["The", *asked]))]
+    order = rng.permutation(8)
+    pairs = [f"{labels[i]}{signs[i]}" if signs[i].isdigit() else f"{labels[i]} {signs[i]}" for i in order]
+    named = ", ".join(labels[index] for index in order)
+    return [Question("lookups", f"{lines}\nWhich signs have these: {named}?", " ".join(["The", *pairs]))]
 
 
 def reading(clip: Clip, rng: np.random.Generator, most: int = 6) -> list[Question]:

@@ -25,7 +25,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 import torch
@@ -204,7 +204,7 @@ MOST_JUMP = 40  # positions, where training skips some
 LAYER_SHARE = 0.3  # of the tokens, about: what a layer adds when the decoder begins to learn
 LOOK_SHARE = 0.7  # and the same for heads that know what to look for
 MOST_DISTANCE = 500  # positions between two tokens of a conversation, or so
-PRACTICE = 4  # of so many conversations one is without sound
+PRACTICE = 8  # of so many conversations one is without sound
 MERGER_PACE = 0.1  # learning rate of the mergers, of the decoder's
 MERGER_SHARE = 0.1  # of what the adapter hands on, about: what the mergers add when the decoder begins to learn
 
@@ -336,7 +336,7 @@ class Conversations(Dataset):
         world: TinyWorld,
         count: int,
         first: int = 0,
-        most_turns: int = 12,
+        most_turns: int = 6,
         texts: int = 0,
         lists: int = 0,
         practice: int = 0,
@@ -373,6 +373,39 @@ class Conversations(Dataset):
         text = tokenizer([part for question in asked for part in question[1:]])["input_ids"]
         heard = 0 if self._silent(index) else round(clip.seconds * TOKENS_PER_SECOND)
         return clip.seconds, heard + sum(map(len, text)) + 10 * len(asked)
+
+
+class Exam(Dataset):
+    """Every question that a data file has about the clips of a split, each by itself, in the chat layout; made when asked for."""
+
+    def __init__(self, world: TinyWorld, clips: int):
+        self.world = world
+        outlines = ((index, world.outline(index)) for index in range(clips))
+        self.asked = [
+            (index, question) for index, clip in outlines for question in questions(clip, world.generator(index, 1))
+        ]
+        self._clip: tuple[int, Optional[Clip]] = (-1, None)  # the last one, about which the next question is, too
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        index, question = self.asked[row]
+        if self._clip[0] != index:
+            self._clip = index, self.world[index]
+        return {"messages": messages({"audio": self._clip[1].waveform}, [question])}
+
+    def mark(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The share of answers to each kind of question whose tokens would all be right, each after the right ones."""
+        said, right = prediction.predictions[:, :-1], prediction.label_ids[:, 1:]
+        passed = ((said == right) | (right == IGNORED)).all(1)
+        tasks = np.array([question.task for _, question in self.asked])
+        return {f"right_{task}": float(passed[tasks == task].mean()) for task in sorted(set(tasks))}
+
+
+def likeliest(outputs: Union[torch.Tensor, tuple[torch.Tensor, ...]], labels: torch.Tensor) -> torch.Tensor:
+    """The tokens that the logits among a model's outputs say: all that [`Exam.mark`] needs of them."""
+    return (outputs[0] if isinstance(outputs, tuple) else outputs).argmax(-1)
 
 
 class UnevenCollator(MossAudioDataCollator):
@@ -456,13 +489,13 @@ class Settings:
 
     encoder_steps: int = 8600
     word_steps: int = 2640  # the first of them, in which times count for little
-    steps: int = 5000
+    steps: int = 2900
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     encoder_learning_rate: float = 1e-3  # while it learns alone
-    text_steps: int = 540  # with which the second stage begins: text alone
-    list_steps: int = 600  # the next, which only list what is heard
-    short_steps: int = 150  # the first of them, on the shortest clips
+    text_steps: int = 180  # with which the second stage begins: text alone
+    list_steps: int = 500  # the next, which only list what is heard
+    short_steps: int = 100  # the first of them, on the shortest clips
     warmup_steps: int = 100
     weight_decay: float = 0.01
     clips: int = 100_000  # different ones for the encoder alone
@@ -714,19 +747,25 @@ def train_decoder(
         # A decoder that cannot listen yet takes sound for a disturbance, and would wear out what has learned to hear.
         model.get_submodule(name).requires_grad_(False)
     if settings.compile:
+        # Each layer has its own graphs, with clips and without, for training and evaluation; beyond the limit, which counts those
+        # of all layers together, nothing is compiled.
+        torch._dynamo.config.recompile_limit = 64
         for layer in model.language_model.layers:
             layer.compile(dynamic=True)
     count, texts, lists = (
         steps * settings.batch_size for steps in (settings.steps, settings.text_steps, settings.list_steps)
     )
+    exam = Exam(dev, settings.dev_clips // 2)
     trainer = TinyTrainer(
         model=model,
         args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
         train_dataset=Conversations(
             world, count, first=settings.clips, texts=texts, lists=lists, practice=PRACTICE, uneven=True
         ),
-        eval_dataset=Conversations(dev, settings.dev_clips, most_turns=1),
+        eval_dataset=exam,
         data_collator=UnevenCollator(processor),
+        compute_metrics=exam.mark,
+        preprocess_logits_for_metrics=likeliest,
         short_steps=settings.short_steps,
     )
     run(trainer)
@@ -896,9 +935,12 @@ def import_pyplot() -> Any:
 
 
 def draw_curves(folder: Path, path: Path):
-    """Draws what the ear names wrongly and the loss of the decoder, by step, as a picture; nothing of an ear taught elsewhere."""
+    """
+    Draws what the ear names wrongly, and the decoder's loss and right answers, by step, as a picture; nothing of an ear taught
+    elsewhere.
+    """
     pyplot = import_pyplot()
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 3.8), layout="constrained")
     paths = [folder / stage / "log.json" for stage in ("encoder", "model")]
     logs = [json.loads(path.read_text(encoding="utf-8")) if path.exists() else [] for path in paths]
     # The loss of the ear would have a step where times begin to count for more.
@@ -907,10 +949,19 @@ def draw_curves(folder: Path, path: Path):
         axes[0].plot(*(zip(*points) if points else ([], [])), label=name)
     for key, name in (("loss", "training"), ("eval_loss", "held-out")):
         axes[1].plot(*zip(*((entry["step"], entry[key]) for entry in logs[1] if key in entry)), label=name)
-    titles = ("the ear: held-out 80 ms named wrongly", "the decoder: loss on answers")
-    for axis, title, label in zip(axes, titles, ("share", "loss")):
-        axis.set(title=title, xlabel="step", ylabel=label, yscale="log")
-        axis.legend()
+    for key in sorted({key for entry in logs[1] for key in entry if key.startswith("eval_right_")}):
+        if not key.endswith("-thinking"):  # few questions, of long answers
+            points = [(entry["step"], entry[key]) for entry in logs[1] if key in entry]
+            axes[2].plot(*zip(*points), label=key.removeprefix("eval_right_"))
+    titles = (
+        "the ear: held-out 80 ms named wrongly",
+        "the decoder: loss on answers",
+        "the decoder: held-out answers right to the token",
+    )
+    for axis, title, label, scale in zip(axes, titles, ("share", "loss", "share"), ("log", "log", "linear")):
+        axis.set(title=title, xlabel="step", ylabel=label, yscale=scale)
+        axis.legend(fontsize="small")
+    axes[2].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
