@@ -213,7 +213,7 @@ def test_lookups_ask_for_every_sign():
         signs = {line[3:]: line[0] for line in lines}
         assert len(signs) == 8 and set(signs) <= set(LABELS) and len(set(signs.values())) == 8
         answered = re.findall(r" ([a-z ]+?)(\d| [A-H])(?= |$)", question.answer.removeprefix("The"))
-        assert all(signs[label] == sign.strip() for label, sign in answered)
+        assert len(answered) == 8 and all(signs[label] == sign.strip() for label, sign in answered)
         labels = [label for label, _ in answered]
         assert named == f"Which signs have these: {', '.join(labels)}?" and set(labels) == set(signs)
 

@@ -960,6 +960,7 @@ def draw_curves(folder: Path, path: Path):
     )
     for axis, title, label, scale in zip(axes, titles, ("share", "loss", "share"), ("log", "log", "linear")):
         axis.set(title=title, xlabel="step", ylabel=label, yscale=scale)
+    for axis in axes[:2]:
         axis.legend(fontsize="small")
     axes[2].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
