@@ -26,6 +26,7 @@ import torch
 from transformers import DynamicCache, Qwen3ForCausalLM
 
 from moss_audio import MossAudioModel
+from moss_audio.modeling_moss_audio import CACHE_NAME
 
 from .measuring import Report, Seconds, against_target, make_parser, publish, ratios, take_turns
 from .models import DTYPES, StepClock, generate, make_config, make_model, make_processor, prompts, restore_rope
@@ -68,7 +69,7 @@ def forward_step(model: Any, cache: DynamicCache, steps: int) -> Seconds:
     ids = torch.full((1, 1), TOKEN, device=model.device)
     for step in range(steps + 1):
         mask = torch.ones(1, length + step + 1, dtype=torch.long, device=model.device)
-        model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        model(input_ids=ids, attention_mask=mask, use_cache=True, **{CACHE_NAME: cache})
         clock.mark(model.device.type)
     cache.crop(-(steps + 1))
     return clock.median()
@@ -79,7 +80,7 @@ def generate_step(model: Any, cache: DynamicCache, prompt: dict[str, torch.Tenso
     length, clock = cache.get_seq_length(), StepClock()
     before = torch.full((1, length), TOKEN, device=model.device)
     ids = torch.cat((before, prompt["input_ids"]), dim=1)
-    inputs = {**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}
+    inputs = {**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids), CACHE_NAME: cache}
     generate(model, inputs, steps + 1, clock)
     cache.crop(length - cache.get_seq_length())
     return clock.median()
@@ -94,7 +95,7 @@ def check_same(ours: MossAudioModel, plain: Qwen3ForCausalLM, cache: DynamicCach
     logits = []
     for model in (ours, plain):
         ids = torch.full((1, 1), TOKEN, device=model.device)
-        logits.append(model(input_ids=ids, past_key_values=cache, use_cache=True).logits)
+        logits.append(model(input_ids=ids, use_cache=True, **{CACHE_NAME: cache}).logits)
         cache.crop(-1)
     if not torch.equal(*logits):
         raise RuntimeError(f"the logits differ by up to {(logits[0] - logits[1]).abs().max():g}.")

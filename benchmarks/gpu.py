@@ -34,6 +34,7 @@ from transformers import StaticCache
 
 from moss_audio import MossAudioModel
 from moss_audio.configuration_moss_audio import decoder_positions, longest_clip_seconds
+from moss_audio.modeling_moss_audio import CACHE_NAME
 
 from .measuring import Report, complete, make_parser, on_gpu, relative_error, verdict, wait
 from .models import (
@@ -276,7 +277,7 @@ def loop(model: MossAudioModel, inputs: dict[str, torch.Tensor], count: int) -> 
 
     # The rows are equally long: no mask is needed but the causal one.
     heard = {name: tensor for name, tensor in inputs.items() if name != "attention_mask"}
-    options = {"past_key_values": past, "use_cache": True, "logits_to_keep": 1}
+    options = {CACHE_NAME: past, "use_cache": True, "logits_to_keep": 1}
     logits = model(**heard, **options, **where(torch.arange(prompt, device=device))).logits
     step = model.forward
     if on_gpu(device.type):

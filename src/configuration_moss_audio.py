@@ -273,8 +273,9 @@ class MossAudioConfig(PretrainedConfig):
 
     model_type = "moss_audio"
     sub_configs = {"audio_config": MossAudioEncoderConfig, "language_config": Qwen3Config}
-    # The packed features are no rows, and what the loss was made of is no prediction.
-    keys_to_ignore_at_inference = ["past_key_values", "audio_hidden_states", "token_losses", "token_hits"]
+    # The cache (by its name before Transformers 5.24, too) and the packed features are no rows, and what the loss was made
+    # of is no prediction.
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "audio_hidden_states", "token_losses", "token_hits"]
 
     def __init__(
         self,

@@ -21,9 +21,10 @@ What is special about it, in the order of the data:
 """
 
 import copy
+import inspect
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import torch
 from torch import nn
@@ -40,6 +41,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3For
 from transformers.processing_utils import Unpack
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .configuration_moss_audio import (
@@ -57,6 +59,23 @@ from .generation_moss_audio import RELEASED_THINKING_TOKEN_IDS, ThinkingBudgetLo
 FLOAT16_MARGIN = 1000  # float16 activations are kept this far below the largest finite value
 STEM_WINDOWS = 16  # go through the convolutions at once, whose first output takes 12 MB a window in bfloat16
 END_OF_TURN_ID, PADDING_ID = 151645, 151643  # `<|im_end|>` and `<|endoftext|>` of the released tokenizer
+
+# What the installed Transformers calls a cache of keys and values: `cache` since 5.24, `past_key_values` before.
+CACHE_NAME = "cache" if "cache" in inspect.signature(Qwen3Model.forward).parameters else "past_key_values"
+
+
+def cache_by_either_name(forward: Callable) -> Callable:
+    """
+    A method with an argument `cache` that takes `past_key_values` for it, too: with the warning of Transformers' models
+    where they give one. Its signature, by which `generate` goes, has the name of the installed version.
+    """
+    version = "5.40.0" if CACHE_NAME == "cache" else "0"  # where the old name ends; no warning comes after that
+    method = deprecate_kwarg("past_key_values", version, new_name="cache")(forward)
+    signature = inspect.signature(forward)
+    parameters = signature.parameters.values()
+    parameters = [each.replace(name=CACHE_NAME) if each.name == "cache" else each for each in parameters]
+    method.__signature__ = signature.replace(parameters=parameters)
+    return method
 
 
 @dataclass
@@ -277,7 +296,7 @@ class MossAudioPreTrainedModel(PreTrainedModel):
     # The encoder is one piece: how often its layers are called depends on the clips, and FSDP, which wraps these modules,
     # must gather their weights equally often in all processes.
     _no_split_modules = ["MossAudioEncoder", "MossAudioDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -677,13 +696,14 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    @cache_by_either_name
     @can_return_tuple
     def forward(
         self,
         input_ids: Optional[torch.LongTensor] = None,
         attention_mask: Optional[torch.Tensor] = None,
         position_ids: Optional[torch.LongTensor] = None,
-        past_key_values: Optional[Cache] = None,
+        cache: Optional[Cache] = None,
         inputs_embeds: Optional[torch.FloatTensor] = None,
         labels: Optional[torch.LongTensor] = None,
         use_cache: Optional[bool] = None,
@@ -702,8 +722,8 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
                 1 for tokens, 0 for padding.
             position_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*):
                 Positions of the tokens.
-            past_key_values (`Cache`, *optional*):
-                What was computed for the tokens before.
+            cache (`Cache`, *optional*):
+                What was computed for the tokens before; `past_key_values` before Transformers 5.24.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, hidden_size)`, *optional*):
                 Embeddings instead of `input_ids`; audio tokens are recognised by the embedding of `audio_token_id`
                 where `audio_input_mask` is not given.
@@ -711,7 +731,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
                 Token ids to predict, `config.ignore_index` (-100) where the loss leaves a token out. They are shifted
                 inside. The loss is a mean over labels, or over `num_items_in_batch` where that is given.
             use_cache (`bool`, *optional*):
-                Whether to return `past_key_values`.
+                Whether to return the cache.
             audio_data (`torch.Tensor` of shape `(clips, num_mel_bins, frames)`, *optional*):
                 Log-mel features of the clips in the order in which they appear in the flattened `input_ids`; any
                 floating dtype.
@@ -742,7 +762,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             clips_per_row(audio_input_mask, lengths)
             self._check_positions(audio_input_mask, lengths)
         elif labels is not None and input_ids is not None and not torch.compiler.is_compiling():
-            self._check_no_clip_is_missing(input_ids, past_key_values)
+            self._check_no_clip_is_missing(input_ids, cache)
         if inputs_embeds is None:
             # Before the clips, as `_silence` comes after it: all processes must gather sharded weights in one order.
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -752,15 +772,15 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             embeds = audio.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, audio_positions, embeds).view_as(inputs_embeds)
             kwargs.update(deepstack_features=audio.deepstack_features, audio_positions=audio_positions)
-        elif self._must_hear_silence(past_key_values):
+        elif self._must_hear_silence(cache):
             inputs_embeds = inputs_embeds + self._silence().to(inputs_embeds.device, inputs_embeds.dtype)
 
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
         if labels is not None and loss_chunk_size is not None:
@@ -779,7 +799,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
                 )
         return MossAudioCausalLMOutputWithPast(
             **scores,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             audio_hidden_states=None if audio is None else audio.pooler_output,
@@ -831,7 +851,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             "token_hits": empty.bool().index_copy(0, positions, hits).view_as(labels),
         }
 
-    def _must_hear_silence(self, past_key_values: Optional[Cache]) -> bool:
+    def _must_hear_silence(self, cache: Optional[Cache]) -> bool:
         """
         Whether a batch without clips goes through the encoder all the same. In training it gives the audio parts gradients
         of zero: other processes may wait for them, and where nothing else learns there would be no backward pass. Where
@@ -841,7 +861,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             return True
         if not _is_distributed():
             return False
-        prefill = not isinstance(past_key_values, Cache) or not past_key_values.get_seq_length()
+        prefill = not isinstance(cache, Cache) or not cache.get_seq_length()
         return prefill and _is_sharded(self.audio_encoder)
 
     def _silence(self) -> torch.Tensor:
@@ -946,7 +966,7 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
             mask = self._audio_mask(None if embeds is not None else input_ids, embeds, mask)
             per_row = clips_per_row(mask, lengths)
         elif input_ids is not None and model_kwargs.get("inputs_embeds") is None:
-            self._check_no_clip_is_missing(input_ids, model_kwargs.get("past_key_values"))
+            self._check_no_clip_is_missing(input_ids, model_kwargs.get(CACHE_NAME))
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
@@ -993,8 +1013,8 @@ class MossAudioModel(MossAudioPreTrainedModel, GenerationMixin):
         processors.append(ThinkingBudgetLogitsProcessor(budget, token_ids, input_ids_seq_length))
         return processors
 
-    def _check_no_clip_is_missing(self, input_ids: torch.LongTensor, past_key_values: Optional[Cache]):
-        cached = int(past_key_values.get_seq_length()) if isinstance(past_key_values, Cache) else 0
+    def _check_no_clip_is_missing(self, input_ids: torch.LongTensor, cache: Optional[Cache]):
+        cached = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
         missing = int((input_ids[:, cached:] == self.config.audio_token_id).sum())
         if missing:
             raise ValueError(

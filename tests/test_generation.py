@@ -1,12 +1,16 @@
 """Every way to generate, in batches with clips in some rows only."""
 
 import copy
+import inspect
+import logging
+import warnings
 
 import pytest
 import torch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, TextIteratorStreamer
 
 from moss_audio import MossAudioModel
+from moss_audio.modeling_moss_audio import CACHE_NAME
 from tests.conftest import rows_alone, waveform
 
 
@@ -244,7 +248,7 @@ def test_a_second_turn_encodes_what_is_new(cache, model, processor, monkeypatch)
     first_clip, second_clip = waveform(1, 50000), waveform(2, 90000)
     first = conversation(processor, [([first_clip], "What?", None)])
     past = DynamicCache(config=model.config.language_config)
-    options = {**OPTIONS, "past_key_values": past, "return_dict_in_generate": True}
+    options = {**OPTIONS, CACHE_NAME: past, "return_dict_in_generate": True}
     answer = model.generate(**first, **options).sequences
     # The conversation goes on after exactly the tokens that the cache holds, as a chat client keeps them.
     following = conversation(processor, [([second_clip], "And this?", None)])["input_ids"]
@@ -260,7 +264,7 @@ def test_a_second_turn_encodes_what_is_new(cache, model, processor, monkeypatch)
         "get_audio_features",
         lambda data, lengths, **kw: encoded.append(list(lengths)) or encode(data, lengths, **kw),
     )
-    kept = {"past_key_values": past} if cache == "dynamic" else {}
+    kept = {CACHE_NAME: past} if cache == "dynamic" else {}
     assert torch.equal(new_tokens(model, batch, **kept), expected)
     lengths = both["audio_data_seqlens"].tolist()
     assert encoded == [lengths[1:] if kept else lengths]
@@ -269,7 +273,7 @@ def test_a_second_turn_encodes_what_is_new(cache, model, processor, monkeypatch)
 def test_a_second_turn_without_a_new_clip(model, processor, monkeypatch):
     first = conversation(processor, [([waveform(1, 50000)], "What?", None)])
     past = DynamicCache(config=model.config.language_config)
-    answer = model.generate(**first, **OPTIONS, past_key_values=past)
+    answer = model.generate(**{**first, **OPTIONS, CACHE_NAME: past})
     question = processor.tokenizer("<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n", return_tensors="pt")["input_ids"]
     ids = torch.cat((answer, question), dim=1)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -280,7 +284,7 @@ def test_a_second_turn_without_a_new_clip(model, processor, monkeypatch):
         for layer in range(len(past)):
             keys, values = cached(past, layer)
             kept.update(keys[:, :, : answer.shape[1] - 1].clone(), values[:, :, : answer.shape[1] - 1].clone(), layer)
-        assert torch.equal(new_tokens(model, {**batch, **given}, past_key_values=kept), expected)
+        assert torch.equal(new_tokens(model, {**batch, **given}, **{CACHE_NAME: kept}), expected)
 
 
 def cached(past, layer):
@@ -290,7 +294,7 @@ def cached(past, layer):
 def test_second_turns_in_a_batch(model, processor, mixed_batch):
     """Clips in some rows only, then and now."""
     past = DynamicCache(config=model.config.language_config)
-    answer = model.generate(**mixed_batch, **OPTIONS, past_key_values=past)
+    answer = model.generate(**{**mixed_batch, **OPTIONS, CACHE_NAME: past})
     mask = torch.cat(
         (mixed_batch["attention_mask"], torch.ones(4, OPTIONS["max_new_tokens"], dtype=torch.long)), dim=1
     )
@@ -310,7 +314,7 @@ def test_second_turns_in_a_batch(model, processor, mixed_batch):
         "audio_data": data,
         "audio_data_seqlens": lengths,
     }
-    assert torch.equal(new_tokens(model, batch, past_key_values=past), new_tokens(model, batch))
+    assert torch.equal(new_tokens(model, batch, **{CACHE_NAME: past}), new_tokens(model, batch))
 
 
 def test_a_cache_that_ends_inside_a_clip_is_refused(model, alone):
@@ -318,9 +322,40 @@ def test_a_cache_that_ends_inside_a_clip_is_refused(model, alone):
     middle = int((inputs["input_ids"][0] == model.config.audio_token_id).nonzero()[5])
     past = DynamicCache(config=model.config.language_config)
     with torch.no_grad():
-        model(input_ids=torch.ones(1, middle, dtype=torch.long), past_key_values=past, use_cache=True)
+        model(input_ids=torch.ones(1, middle, dtype=torch.long), use_cache=True, **{CACHE_NAME: past})
     with pytest.raises(ValueError, match="The cache ends inside clip 0, after 5 of its"):
-        model.generate(**inputs, **OPTIONS, past_key_values=past)
+        model.generate(**{**inputs, **OPTIONS, CACHE_NAME: past})
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_cache_by_either_name(name, model, alone):
+    ids, past = torch.arange(1, 17)[None], DynamicCache(config=model.config.language_config)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[:, 10:]
+        outputs = model(input_ids=ids[:, :10], use_cache=True, **{name: past})
+        assert outputs[CACHE_NAME] is past and past.get_seq_length() == 10
+        torch.testing.assert_close(model(input_ids=ids[:, 10:], **{name: past}).logits, expected, atol=1e-5, rtol=0)
+    if name in ("past_key_values", CACHE_NAME):  # what `generate` of the installed version understands
+        past = DynamicCache(config=model.config.language_config)
+        answer = new_tokens(model, alone[0], **{name: past})
+        assert torch.equal(answer, new_tokens(model, alone[0]))
+        assert past.get_seq_length() == alone[0]["input_ids"].shape[1] + answer.shape[1] - 1
+
+
+def test_the_signature_names_the_cache_as_a_plain_qwen3_does(model):
+    names, plain = ([*inspect.signature(each.forward).parameters] for each in (model, Qwen3ForCausalLM))
+    assert names[:5] == plain[1:6] and {"cache", "past_key_values"} & {*names} == {CACHE_NAME}
+
+
+def test_no_name_of_ours_is_deprecated(model, mixed_batch, monkeypatch):
+    told = []
+    monkeypatch.setattr(logging.Logger, "warning_once", lambda self, message, *args, **kw: told.append(message))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        new_tokens(model, mixed_batch, num_beams=2, **{CACHE_NAME: DynamicCache(config=model.config.language_config)})
+        with torch.no_grad():
+            model(**mixed_batch, use_cache=True).to_tuple()
+    assert not [message for message in told if "deprecated" in message]
 
 
 # ------------------------------------------------------------------------------------------------- what decoding costs
@@ -329,11 +364,11 @@ def test_a_cache_that_ends_inside_a_clip_is_refused(model, alone):
 def decoding_step(model, cache_length=16):
     past = DynamicCache(config=model.config.language_config)
     with torch.no_grad():
-        model(input_ids=torch.ones(1, cache_length, dtype=torch.long), past_key_values=past, use_cache=True)
+        model(input_ids=torch.ones(1, cache_length, dtype=torch.long), use_cache=True, **{CACHE_NAME: past})
     return {
         "input_ids": torch.ones(1, 1, dtype=torch.long),
         "attention_mask": torch.ones(1, cache_length + 1, dtype=torch.long),
-        "past_key_values": past,
+        CACHE_NAME: past,
         "use_cache": True,
     }
 
@@ -361,8 +396,6 @@ def test_nothing_in_decoding_waits_for_the_device(model, mixed_batch, monkeypatc
         original = getattr(torch.Tensor, name)
 
         def watched(self, *args, **kwargs):
-            import inspect
-
             if any("modeling_moss_audio" in frame.filename for frame in inspect.stack()[1:2]):
                 waits.append((name, len(steps)))
             return original(self, *args, **kwargs)
@@ -384,23 +417,23 @@ def test_the_decoding_step_compiles_in_one_graph(tiny_folder):
     prompt = torch.arange(1, 17)[None]
     position = {"position_ids": torch.tensor([[16]])}
     with torch.no_grad():
-        model(input_ids=prompt, past_key_values=past, use_cache=True, **positions_for(model, 0, 16))
+        model(input_ids=prompt, use_cache=True, **{CACHE_NAME: past}, **positions_for(model, 0, 16))
         expected = model(input_ids=torch.cat((prompt, torch.tensor([[7]])), dim=1)).logits[:, -1]
         graphs = torch._dynamo.explain(model.forward)(
             input_ids=torch.tensor([[7]]),
-            past_key_values=past,
             use_cache=True,
+            **{CACHE_NAME: past},
             **position,
             **positions_for(model, 16, 1),
         )
         assert graphs.graph_break_count == 0
         compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
         past.reset()
-        model(input_ids=prompt, past_key_values=past, use_cache=True, **positions_for(model, 0, 16))
+        model(input_ids=prompt, use_cache=True, **{CACHE_NAME: past}, **positions_for(model, 0, 16))
         actual = compiled(
             input_ids=torch.tensor([[7]]),
-            past_key_values=past,
             use_cache=True,
+            **{CACHE_NAME: past},
             **position,
             **positions_for(model, 16, 1),
         ).logits[:, -1]
@@ -409,8 +442,6 @@ def test_the_decoding_step_compiles_in_one_graph(tiny_folder):
 
 def positions_for(model, start, count):
     """Version 4 of Transformers is told where in a static cache to write."""
-    import inspect
-
     names = inspect.signature(model.language_model.forward).parameters
     return {"cache_position": torch.arange(start, start + count)} if "cache_position" in names else {}
 
