@@ -17,6 +17,7 @@ The way of the data, one function a step: `load_audio` (anything to 16 kHz mono)
 `expand_clips` (placeholders to audio tokens and time markers, as text), the tokenizer (once), and back.
 """
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -538,7 +539,8 @@ class MossAudioProcessor(ProcessorMixin, TaskRequests):
             conversation (`list[dict]` or `list[list[dict]]`):
                 Messages with `role` ("system", "user" or "assistant") and `content`: a string, or a list of
                 `{"type": "text", "text": …}` and `{"type": "audio", …}`, the latter with one of `path`, `url`,
-                `audio` (anything that [`load_audio`] takes) or `base64`.
+                `audio` (anything that [`load_audio`] takes) or `base64`. Messages and their items may be dataclasses or
+                models of pydantic instead, such as chat clients return.
             chat_template (`str`, *optional*):
                 Another template, or the name of one of the processor's.
             tokenize (`bool`, *optional*, defaults to `False`):
@@ -563,7 +565,7 @@ class MossAudioProcessor(ProcessorMixin, TaskRequests):
             ValueError: where a message has an audio token in its text, an audio item has no source, or as in a call.
         """
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        conversations = list(conversation) if batched else [conversation]
+        conversations = [_as_dicts(messages) for messages in (conversation if batched else [conversation])]
         if add_generation_prompt and continue_final_message:
             raise ValueError(
                 "`add_generation_prompt` opens a new message and `continue_final_message` none; pass one."
@@ -692,6 +694,25 @@ def clips_of_texts(texts: list[str], audio: Any) -> list[list[AudioSource]]:
         f"`audio` has {len(audio)} entries for {len(texts)} texts with {spans} placeholders; pass a list with a clip, a "
         "list of clips or None for each text."
     )
+
+
+def _as_dicts(messages: list[Any]) -> list[dict[str, Any]]:
+    """Messages as dictionaries, and their items, too."""
+    messages = [_as_dict(message) for message in messages]
+    for index, message in enumerate(messages):
+        if isinstance(message, Mapping) and isinstance(message.get("content"), (list, tuple)):
+            messages[index] = {**message, "content": [_as_dict(part) for part in message["content"]]}
+    return messages
+
+
+def _as_dict(item: Any) -> Any:
+    """A dataclass or a model of pydantic as a dictionary of what is not None; anything else as it is."""
+    if callable(getattr(item, "model_dump", None)):
+        return item.model_dump(exclude_none=True)
+    if not dataclasses.is_dataclass(item):
+        return item
+    values = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _audio_items(messages: list[dict[str, Any]]) -> list[AudioSource]:

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import dataclasses
 import functools
 import http.server
 import io
@@ -317,6 +318,34 @@ def test_a_conversation_of_several_turns(processor):
     )
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
     assert inputs["audio_data"].shape[0] == 3
+
+
+def test_messages_may_be_objects(processor):
+    @dataclasses.dataclass
+    class Item:
+        type: str
+        text: str = None
+        audio: np.ndarray = None
+
+    @dataclasses.dataclass
+    class Message:
+        role: str
+        content: list
+        reasoning_content: str = None
+
+    class Answer:
+        def model_dump(self, exclude_none=False):
+            return {"role": "assistant", "content": "A."} if exclude_none else pytest.fail("None is rendered")
+
+    objects = [
+        Message("user", [Item("audio", audio=CLIP), {"type": "text", "text": "q"}, Item("text", "r")]),
+        Answer(),
+    ]
+    parts = [{"type": "audio", "audio": CLIP}, {"type": "text", "text": "q"}, {"type": "text", "text": "r"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "A."}]
+    options = {"tokenize": True, "return_dict": True}
+    inputs, expected = (processor.apply_chat_template([chat], **options) for chat in (objects, messages))
+    assert all(torch.equal(inputs[name], expected[name]) for name in ("audio_data", *expected))
 
 
 def test_reasoning_is_kept_in_the_last_answer(processor):
