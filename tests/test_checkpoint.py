@@ -43,10 +43,11 @@ ROOT = Path(__file__).parents[1]
 REPORT = json.loads((ROOT / "checkpoints/evaluation/report.json").read_text(encoding="utf-8"))["tasks"]
 CLIPS = read_clips()
 PATHS = [str(path) for path, _ in CLIPS]
+THE = r'the (word "\w+"|[\w ]+)'
 FORMS = {
-    "when": r"At \d+\.\d\d seconds\.",
+    "when": rf"{THE.capitalize()} (starts|ends) at \d+\.\d\d seconds\.",
     "count": r"\d\.",
-    "order": r"(The word \"\w+\"|An? [\w ]+|Clicks|Nothing)\.",
+    "order": rf"((First|Last) comes|(After|Before) {THE} comes) (the word \"\w+\"|a [\w ]+|clicks|nothing)\.",
     "presence": r"Yes\.|No\.",
     "choice": "[ABCD]",
 }

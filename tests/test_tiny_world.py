@@ -28,6 +28,8 @@ from moss_audio.training.tiny_world import (
     Vocabulary,
     ask,
     description,
+    listed,
+    listing,
     lookups,
     loud_part,
     main,
@@ -38,6 +40,7 @@ from moss_audio.training.tiny_world import (
     reading,
     reasoning,
     speak,
+    spliced,
     survey,
     timestamps,
     transcript,
@@ -139,16 +142,17 @@ def test_answers_to_all_questions_that_can_be_asked_about_a_clip():
     rng = np.random.default_rng(0)
     asked = {task: {ask(CLIP, task, rng)[1:] for _ in range(400)} for task in ASKERS}
     when = dict(asked["when"])
-    assert when['When does the word "seven" start?'] == "At 0.50 seconds."
-    assert when['At what time does the word "go" end?'] == "At 2.40 seconds."
+    assert when['When does the word "seven" start?'] == 'The word "seven" starts at 0.50 seconds.'
+    assert when['At what time does the word "go" end?'] == 'The word "go" ends at 2.40 seconds.'
     assert not any("beep" in prompt for prompt in when)  # there are two
     count = dict(asked["count"])
     assert count["How many words are spoken?"] == "2." and count["How many events are there?"] == "4."
     assert count["How many beeps are there?"] == "2." and count["How many bells are there?"] == "0."
     order = dict(asked["order"])
-    assert order["What comes first?"] == 'The word "seven".' and order["What comes last?"] == "A beep."
-    assert order['What comes after the word "go"?'] == "A beep."
-    assert order['What comes before the word "seven"?'] == "Nothing."
+    assert order["What comes first?"] == 'First comes the word "seven".'
+    assert order["What comes last?"] == "Last comes a beep."
+    assert order['What comes after the word "go"?'] == 'After the word "go" comes a beep.'
+    assert order['What comes before the word "seven"?'] == 'Before the word "seven" comes nothing.'
     presence = dict(asked["presence"])
     assert presence["Is there speech?"] == "Yes." and presence["Is there a chord?"] == "No."
     assert presence['Is there the word "go"?'] == "Yes."
@@ -248,6 +252,76 @@ def test_thinking_lists_the_events_and_comes_last():
     last = [asked[-1].task for asked in conversations]
     assert {"transcription", "timestamps", "description", "when-thinking", "choice-thinking", "survey"} <= set(last)
     assert all(len({question.prompt for question in asked}) == len(asked) for asked in conversations)
+
+
+def test_where_each_event_of_a_list_has_been_told():
+    rng = np.random.default_rng(0)
+    twice = Clip(CLIP.waveform, [*CLIP.events[:2], CLIP.events[1], Event(5.2, 5.7, "clicks")])
+    for clip in (CLIP, twice):
+        told = {}
+        for _ in range(100):
+            question = listing(clip, rng)
+            ends = listed(question, clip)
+            told[question.task] = [question.answer[begin:end] for begin, end in zip([0, *ends], ends)]
+        assert told["transcription"] == (["seven", " go"] if clip is CLIP else ["seven"])
+        assert told["timestamps"] == ["[0.50]seven[0.90]", "[2.00]go[2.40]"][: len(told["transcription"])]
+    assert told["description"] == ['The word "seven', '", then a beep', ", then a beep", ", then clicks"]
+    thought = ["<think>\n0.50 to 0.90: seven", *["\n1.25 to 1.50: beep"] * 2, "\n5.20 to 5.70: clicks"]
+    assert all(told[task] == thought for task in told if task.endswith("-thinking"))
+    assert set(told) > {"count-thinking", "order-thinking", "when-thinking"}
+    assert listed(ask(CLIP, "count", rng), CLIP) is None
+    assert listed(ask(EMPTY, "description", rng), EMPTY) == listed(ask(EMPTY, "transcription", rng), EMPTY) == []
+    clicks = Clip(CLIP.waveform, [Event(0.2, 0.7, "clicks"), Event(1.0, 1.4, "no")])
+    assert listed(ask(clicks, "description", rng), clicks) == [6, len('Clicks, then the word "no')]
+
+
+def test_clips_are_spliced_where_it_is_quiet():
+    world, spliced_ones = TinyWorld("train", 0, HummedVocabulary()), []
+    for index in range(0, 200, 2):
+        first, second = world[index], world[index + 1]
+        both = spliced(first, second, np.random.default_rng(index))
+        if both is first:
+            continue
+        spliced_ones.append(both)
+        outline = spliced(world.outline(index), world.outline(index + 1), np.random.default_rng(index))
+        assert outline.events == both.events and len(outline.waveform) == len(both.waveform)
+        names = [event.label for event in both.events]
+        ways = [
+            (begin, len(names) - (len(first.events) - begin))
+            for begin in range(len(first.events) + 1)
+            if 0 <= len(names) - (len(first.events) - begin) <= len(second.events)
+        ]
+        assert any(
+            names == [event.label for event in (*first.events[begin:], *second.events[:end])]
+            and all(
+                np.array_equal(inside(clip, event), inside(both, again))
+                for (clip, event), again in zip(
+                    [
+                        *((first, event) for event in first.events[begin:]),
+                        *((second, event) for event in second.events[:end]),
+                    ],
+                    both.events,
+                )
+            )
+            for begin, end in ways
+        )
+    seconds = [clip.seconds for clip in spliced_ones]
+    assert len(seconds) > 60 and 2.0 <= min(seconds) and max(seconds) <= 12.0
+    assert max(len(clip.events) for clip in spliced_ones) > 5
+
+
+def inside(clip: Clip, event: Event) -> np.ndarray:
+    """What is heard of an event, but for its edges, as times are rounded."""
+    return clip.waveform[round(event.start * RATE) + 100 : round(event.end * RATE) - 100]
+
+
+def test_labels_come_again_more_often_in_training():
+    again = {}
+    for split in ("train", "test"):
+        world = TinyWorld(split, 0, HummedVocabulary(split))
+        labels = [[event.label for event in world.outline(index).events] for index in range(400)]
+        again[split] = np.mean([len(set(one)) < len(one) for one in labels if len(one) > 1])
+    assert again["train"] > again["test"] + 0.1
 
 
 def test_surveys_tell_what_is_to_be_found_about_each_label():

@@ -15,7 +15,7 @@ import moss_audio
 from moss_audio import MossAudioModel, MossAudioProcessor, log_mel
 from moss_audio.checkpoints import TINY
 from moss_audio.training import MossAudioDataCollator, train_tiny
-from moss_audio.training.tiny_world import LABELS, WORDS, Event, messages, questions
+from moss_audio.training.tiny_world import LABELS, WORDS, Clip, Event, ask, listed, messages, questions
 from moss_audio.training.train_tiny import (
     IGNORED,
     Settings,
@@ -68,6 +68,74 @@ def test_frame_labels():
     # Where two overlap, the later one is heard, its times and no others.
     both = frame_labels([Event(3.2, 3.9, "bell"), Event(3.6, 4.3, "one")], 60)
     assert both[46].tolist() == [1 + LABELS.index("one"), 6, IGNORED, *none, *none]
+
+
+def test_what_has_happened_so_far():
+    events = [Event(0.10, 0.33, "seven"), Event(0.50, 0.75, "bell"), Event(0.75, 0.95, "seven")]
+    seven, bell = 1 + LABELS.index("seven"), 1 + LABELS.index("bell")
+    labels = train_tiny.so_far(events, 13)
+    assert labels[1:4].tolist() == [[1, 1, 0]] * 3  # centres 0.12, 0.20, 0.28
+    assert labels[6:9].tolist() == [[2, IGNORED, seven]] * 3  # 0.52, 0.60, 0.68
+    assert labels[9:12].tolist() == [[3, 2, bell]] * 3
+    assert (labels[[0, 4, 5, 12]] == IGNORED).all()
+    assert labels[13].tolist() == [3, 2, seven]  # at the end of the clip
+    assert train_tiny.so_far([], 2).tolist() == [[IGNORED] * 3, [IGNORED] * 3, [0, 0, 0]]
+
+
+def test_a_batch_tells_which_event_comes_next(made):
+    events = [Event(0.10, 0.33, "five"), Event(0.50, 0.75, "bell"), Event(0.90, 1.2, "five")]
+    clip = Clip(np.zeros(24000, dtype=np.float32), events)
+    asked = [train_tiny.Question("presence", "Is there speech?", "Yes.")]
+    rows = [[ask(clip, task, np.random.default_rng(0))] for task in ("transcription", "timestamps", "description")]
+    rows.append([*asked, ask(clip, "count", np.random.default_rng(0), think=True)])
+    samples = [
+        {
+            "messages": messages({"audio": clip.waveform}, row),
+            "told": (events, [(question.answer, listed(question, clip), question.task) for question in row]),
+        }
+        for row in rows
+    ]
+    batch = train_tiny.UnevenCollator(made)([*samples, {"messages": messages(None, asked)}])
+    so_far, ids = batch["so_far"], batch["input_ids"]
+    assert so_far.shape == (5, ids.shape[1], 3) and (so_far[4] == IGNORED).all()
+    expected = [*train_tiny.so_far(events, 19).tolist()]
+    told = []
+    for row, tokens, labels in zip(so_far[:4], ids, batch["labels"]):
+        heard = (tokens == made.audio_token_id) | (tokens == made.audio_end_id)
+        assert row[heard].tolist() == expected
+        rest = row.masked_fill(heard[:, None], IGNORED)
+        assert (rest[:, 2] == IGNORED).all()
+        next_ones = {}  # the tokens of each event by its number
+        for index, column in (rest != IGNORED).nonzero().tolist():
+            next_ones.setdefault((column, int(rest[index, column])), []).append(int(labels[index + 1]))
+        told.append({key: made.tokenizer.decode(value) for key, value in next_ones.items()})
+    assert told[0] == {(1, 1): "five", (1, 2): " five", (1, 3): "<|im_end|>"}
+    assert told[1] == {(1, 1): "[0.10]five[0.33]", (1, 2): "[0.90]five[1.20]", (1, 3): "<|im_end|>"}
+    assert told[2] == {
+        (0, 1): 'The word "five',
+        (0, 2): '", then a bell',
+        (0, 3): ', then the word "five',
+        (0, 4): '". The clip lasts 2 seconds.<|im_end|>',
+    }
+    assert told[3][0, 1] == "<think>\n0.10 to 0.33: five" and told[3][0, 3] == "\n0.90 to 1.20: five"
+    assert told[3][0, 4].startswith("\n</think>\n\n") and told[3][0, 4].endswith(".<|im_end|>")
+
+
+def test_what_happened_so_far_is_read_from_the_layers_that_are_to_know_it():
+    torch.manual_seed(0)
+    heads, labels = train_tiny.SoFar(8), torch.full((2, 5, 3), IGNORED)
+    assert heads([torch.randn(2, 5, 8)] * 4, labels) == 0
+    for column, layer in enumerate(train_tiny.SO_FAR_LAYERS):
+        labels.fill_(IGNORED)[1, 3, column] = 2
+        states = [torch.randn(2, 5, 8, requires_grad=True) for _ in range(4)]
+        heads(states, labels).backward()
+        moved = [
+            (index, *place)
+            for index, state in enumerate(states)
+            if state.grad is not None
+            for place in state.grad.abs().sum(-1).nonzero().tolist()
+        ]
+        assert moved == [(layer, 1, 3)]
 
 
 def test_what_is_read_and_heard_is_alike_from_the_start(made):
@@ -276,7 +344,8 @@ def test_lists_about_short_clips_come_first_then_other_lists_and_each_comes_once
     batches = [tokens[start : start + 8] for start in range(0, 40, 8)]
     assert sum(np.ptp(batch) for batch in batches) < 0.5 * len(batches) * np.ptp(tokens)  # of like length
     assert batches != sorted(batches) and batches != sorted(batches, reverse=True)
-    assert seconds == [pytest.approx(data.world.outline(index).seconds, abs=1e-4) for index in order]
+    sounds = [data[index]["messages"][0]["content"][0]["audio"] for index in order]
+    assert seconds == [len(sound) / 16000 for sound in sounds]  # though no clip was made
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
@@ -285,12 +354,17 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(train_tiny, "Vocabulary", lambda split: moss_audio.training.tiny_world.Vocabulary(split, 3))
     trainer = {"logging_steps": 1, "eval_steps": 20, "save_steps": 20, "dataloader_persistent_workers": False}
     steps = {"encoder_steps": 20, "word_steps": 20, "steps": 40, "text_steps": 5, "list_steps": 15, "short_steps": 10}
-    settings = Settings(**steps, batch_size=8, warmup_steps=5, clips=200, dev_clips=8, workers=0, trainer=trainer)
+    settings = Settings(
+        **steps, batch_size=8, warmup_steps=5, clips=200, dev_clips=8, exam_clips=4, workers=0, trainer=trainer
+    )
     folder = train(settings, tmp_path)
     for stage, drop in (("encoder", 0.9), ("model", 0.75)):
         log = json.loads((tmp_path / stage / "log.json").read_text())
         losses = [entry["loss"] for entry in log if "loss" in entry]
         assert np.mean(losses[-3:]) < drop * np.mean(losses[:3]), stage
+    known = [entry["so_far_loss"] for entry in log if "so_far_loss" in entry]
+    assert len(known) == 40 and known[:5] == [0] * 5  # the first steps are about text alone
+    assert np.mean(known[-3:]) < np.mean(known[5:8])
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.json",
@@ -301,6 +375,7 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
     } <= names
     assert not any(name.endswith(".py") for name in names)
     taught, weights = torch.load(tmp_path / "encoder.pt", weights_only=True), load_file(folder / "model.safetensors")
+    assert not any("so_far" in name for name in weights)
     for name, value in taught["audio_encoder"].items():  # the second stage leaves the ear as it is
         torch.testing.assert_close(weights[f"audio_encoder.{name}"], value.to(torch.bfloat16))
     model = MossAudioModel.from_pretrained(folder, dtype="auto")

@@ -335,6 +335,10 @@ class TinyWorld:
         """
         count = min(int(rng.choice(MOST_EVENTS + 1, p=(0.06, 0.16, 0.2, 0.22, 0.2, 0.16))), int(seconds / 1.1))
         labels = [rng.choice(WORDS) if rng.random() < 0.6 else rng.choice(SOUNDS) for _ in range(count)]
+        if (
+            self.split == "train" and rng.random() < 0.25
+        ):  # how often something was heard is learned where it is heard again
+            labels = [labels[index] for index in rng.integers(0, 2, count)] if count > 2 else labels[:1] * count
         parts = [self._sound(rng, label) for label in labels]
         spans = [loud_part(part) if label in WORDS else (0, len(part)) for label, part in zip(labels, parts)]
         lengths = [(end - start) / RATE for start, end in spans]
@@ -453,8 +457,9 @@ def _when(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
     event, end = _pick(rng, _once(clip)), rng.random() < 0.4
     words = ("end", "stop", "finish") if end else ("start", "begin", "set in")
     prompt = _pick(rng, ("When does {} {}?", "At what time does {} {}?", "At how many seconds does {} {}?"))
-    prompt = prompt.format(_the(event.label), _pick(rng, words))
-    return Question("when", prompt, f"At {event.end if end else event.start:.2f} seconds.")
+    prompt, thing = prompt.format(_the(event.label), _pick(rng, words)), _the(event.label)
+    answer = f"{thing} ends at {event.end:.2f} seconds" if end else f"{thing} starts at {event.start:.2f} seconds"
+    return Question("when", prompt, _sentence(answer))
 
 
 def _count(clip: Clip, rng: np.random.Generator) -> Question:
@@ -486,13 +491,14 @@ def _order(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
         first = rng.random() < 0.5
         place = "first" if first else "last"
         prompt = _pick(rng, (f"What comes {place}?", f"What is heard {place}?"))
-        return Question("order", prompt, _sentence(_name(clip.events[0 if first else -1].label)))
+        return Question("order", prompt, _sentence(f"{place} comes {_name(clip.events[0 if first else -1].label)}"))
     event, after = _pick(rng, _once(clip)), rng.random() < 0.6
     word = "after" if after else "before"
     label = _neighbour(clip, event, 1 if after else -1)
     thing = _the(event.label)
     prompt = _pick(rng, (f"What comes {word} {thing}?", f"What is heard right {word} {thing}?"))
-    return Question("order", prompt, _sentence("nothing" if label is None else _name(label)))
+    found = "nothing" if label is None else _name(label)
+    return Question("order", prompt, _sentence(f"{word} {thing} comes {found}"))
 
 
 def _presence(clip: Clip, rng: np.random.Generator) -> Question:
@@ -696,7 +702,54 @@ def listing(clip: Clip, rng: np.random.Generator) -> Question:
     task = _pick(rng, (*_LISTS, "thinking"))
     if task != "thinking":
         return ask(clip, task, rng)
-    return ask(clip, _pick(rng, ("count", "presence")), rng, think=True)
+    return ask(clip, _pick(rng, _THOUGHTFUL), rng, think=True) or ask(clip, "count", rng, think=True)
+
+
+def listed(question: Question, clip: Clip) -> Optional[list[int]]:
+    """
+    Where in an answer that lists events each of them has been told: so many of its characters, ascending. None where the answer
+    lists none.
+    """
+    words = question.task in ("transcription", "timestamps")
+    if not (words or question.task == "description" or question.task.endswith("-thinking")):
+        return None
+    text, ends, place = question.answer.lower(), [], 0
+    for event in words_of(clip) if words else clip.events:
+        place = text.index(event.label, place) + len(event.label)
+        if question.task == "timestamps":
+            place = text.index("]", place) + 1
+        ends.append(place)
+    return ends
+
+
+def spliced(first: Clip, second: Clip, rng: np.random.Generator) -> Clip:
+    """
+    The end of one clip and the beginning of another, both cut where it is quiet and no longer than a clip can be: like a piece of
+    a long recording, in which voices, noise and gain change and more may happen than in a clip. Where nothing fits, the first.
+    """
+    begin = _pick(rng, [time for time in _quiet_times(first) if time < first.seconds - 0.5])
+    lead = first.waveform[round(begin * RATE) :]
+    lead = lead[: len(lead) // (RATE // 100) * (RATE // 100)]  # so that times stay what they are to the hundredth
+    shift = len(lead) / RATE
+    shortest, longest = (seconds - shift for seconds in CLIP_SECONDS)
+    ends = [time for time in _quiet_times(second) if max(shortest, 0.5) <= time <= longest]
+    if not ends:
+        return first
+    end = _pick(rng, ends)
+    kept = [(event, -begin) for event in first.events if event.start >= begin]
+    kept += [(event, shift) for event in second.events if event.end <= end]
+    events = [Event(round(event.start + by, 2), round(event.end + by, 2), event.label) for event, by in kept]
+    return Clip(np.concatenate([lead, second.waveform[: round(end * RATE)]]), events)
+
+
+def _quiet_times(clip: Clip) -> list[float]:
+    """Where a clip may be cut: at its ends, and in the middle between events that are at least 0.2 s apart."""
+    gaps = zip((event.end for event in clip.events), (event.start for event in clip.events[1:]))
+    return [
+        0.0,
+        *(round((end + start) / 2, 2) for end, start in gaps if start - end >= 0.2),
+        int(clip.seconds * 100) / 100,
+    ]
 
 
 def messages(audio: Optional[dict[str, Any]], asked: list[Question]) -> list[dict[str, Any]]:

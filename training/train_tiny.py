@@ -55,12 +55,14 @@ from moss_audio.training.tiny_world import (
     TinyWorld,
     Vocabulary,
     check_espeak,
+    listed,
     listing,
     lookups,
     matching,
     messages,
     questions,
     reading,
+    spliced,
     surveys,
     turns,
 )
@@ -205,6 +207,10 @@ LAYER_SHARE = 0.3  # of the tokens, about: what a layer adds when the decoder be
 LOOK_SHARE = 0.7  # and the same for heads that know what to look for
 MOST_DISTANCE = 500  # positions between two tokens of a conversation, or so
 PRACTICE = 8  # of so many conversations one is without sound
+SPLICED = 0.2  # of the clips in conversations: the share that is put together from two
+SO_FAR = (16, 16, 1 + len(LABELS))  # how many values each column of `so_far` has
+SO_FAR_LAYERS = (2, 2, 3)  # after how many of the decoder's layers each of them is to be known
+SO_FAR_SHARE = 0.3  # what the columns count beside the answers
 MERGER_PACE = 0.1  # learning rate of the mergers, of the decoder's
 MERGER_SHARE = 0.1  # of what the adapter hands on, about: what the mergers add when the decoder begins to learn
 
@@ -236,6 +242,27 @@ def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) ->
             token, offset = divmod(hundredths, OFFSETS)
             if token < tokens:
                 labels[token, column : column + 2] = hundredths % 10, offset
+    return labels
+
+
+def so_far(events: list[Any], tokens: int) -> np.ndarray:
+    """
+    What has happened by each 80 ms of a clip in which there is an event, and by the clip's end: what a decoder has to know to go
+    from one event to the next where labels come up again.
+
+    Returns:
+        int64 `(tokens + 1, 3)`, -100 where a column has nothing to say: how many events have begun; how many words, where one is
+        heard; and the label of the event before (0 is none).
+    """
+    labels = np.full((tokens + 1, len(SO_FAR)), IGNORED, dtype=np.int64)
+    centres = (np.arange(tokens) + 0.5) / TOKENS_PER_SECOND
+    words, before = 0, 0
+    for index, event in enumerate(events):
+        inside = np.flatnonzero((centres >= event.start - 0.02) & (centres < event.end + 0.02))
+        words += event.label in WORDS
+        labels[inside] = index + 1, words if event.label in WORDS else IGNORED, before
+        before = 1 + LABELS.index(event.label)
+    labels[tokens] = len(events), words, before
     return labels
 
 
@@ -328,7 +355,7 @@ class Conversations(Dataset):
     Conversations about clips of a split in the chat layout, made when asked for. The first `texts` of them are without sound,
     to learn to look things up and to read; the next `lists` only list what is heard, in order or in none. With `practice`, every
     such-and-such conversation after the first `texts` is without sound, too, as what is not needed is forgotten. With `uneven`,
-    each has a seed for [`UnevenCollator`].
+    each has what [`UnevenCollator`] takes. Some clips of training are spliced.
     """
 
     def __init__(
@@ -350,9 +377,21 @@ class Conversations(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         silent = self._silent(index)
-        clip = self.world.outline(self.first + index) if silent else self.world[self.first + index]
-        chat = messages(None if silent else {"audio": clip.waveform}, self._turns(index, clip))
-        return {"messages": chat, "jumps": self.first + index if self.uneven else None}
+        clip = self._clip(index, self.world.outline if silent else self.world.__getitem__)
+        asked = self._turns(index, clip)
+        row = {"messages": messages(None if silent else {"audio": clip.waveform}, asked)}
+        if self.uneven:
+            row["jumps"] = self.first + index
+            if not silent:
+                told = [(question.answer, listed(question, clip), question.task) for question in asked]
+                row["told"] = clip.events, told
+        return row
+
+    def _clip(self, index: int, make: Callable[[int], Clip]) -> Clip:
+        clip, random = make(self.first + index), self.world.generator(self.first + index, 3)
+        if self._silent(index) or self.world.split != "train" or random.random() >= SPLICED:
+            return clip
+        return spliced(clip, make(self.first + self.count + index), random)
 
     def _silent(self, index: int) -> bool:
         return index < self.texts or bool(self.practice) and index % self.practice == 0
@@ -368,7 +407,7 @@ class Conversations(Dataset):
 
     def lengths(self, index: int, tokenizer: PreTrainedTokenizerFast) -> tuple[float, int]:
         """Length of a clip in seconds, and of its conversation in tokens, all but a constant; without making the clip."""
-        clip = self.world.outline(self.first + index)
+        clip = self._clip(index, self.world.outline)
         asked = self._turns(index, clip)
         text = tokenizer([part for question in asked for part in question[1:]])["input_ids"]
         heard = 0 if self._silent(index) else round(clip.seconds * TOKENS_PER_SECOND)
@@ -410,29 +449,79 @@ def likeliest(outputs: Union[torch.Tensor, tuple[torch.Tensor, ...]], labels: to
 
 class UnevenCollator(MossAudioDataCollator):
     """
-    Lets positions jump ahead at the time markers between a clip's tokens, by chance and up to `MOST_JUMP`, in samples with a
-    seed for it under `jumps`. In clips as short as these a decoder would tell the time by how far it is to the start, and not
-    learn to read the markers. (After Ruoss et al., Randomized Positional Encodings Boost Length Generalization of
-    Transformers, 2023.)
+    Adds what training has beside the answers.
+
+    Positions jump ahead at the time markers between a clip's tokens, by chance and up to `MOST_JUMP`, in samples with a seed for
+    it under `jumps`. In clips as short as these a decoder would tell the time by how far it is to the start, and not learn to
+    read the markers. (After Ruoss et al., Randomized Positional Encodings Boost Length Generalization of Transformers, 2023.)
+
+    A sample's `told`, the clip's events and for each answer its text, where its events have been told (see
+    [`~moss_audio.training.tiny_world.listed`]) and its task, becomes the labels of [`SoFar`].
     """
 
     def __init__(self, processor: MossAudioProcessor):
-        super().__init__(processor, extra_keys=("jumps",))
+        super().__init__(processor, extra_keys=("jumps", "told"))
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """The batch of `samples`, with `position_ids` (rows, tokens)."""
+        """The batch of `samples`, with `position_ids` (rows, tokens), and `so_far` (rows, tokens, 3) where something is told."""
         batch = super().__call__(samples)
+        extras = batch.pop("extras")
         audio = batch["input_ids"] == self.processor.audio_token_id
         # A marker follows an audio token, and audio tokens follow it.
         markers = ~audio[:, 1:] & audio[:, :-1] & (audio.flip(1).cumsum(1).flip(1)[:, 1:] > 0)
         jumps = torch.zeros_like(batch["input_ids"])
-        for row, seed in enumerate(batch.pop("extras")["jumps"]):
+        for row, seed in enumerate(extras["jumps"]):
             if seed is not None:
                 random = torch.Generator().manual_seed(seed)
                 shares = torch.rand(1, generator=random) * torch.rand(markers.shape[1], generator=random)
                 jumps[row, 1:] = markers[row] * shares * (MOST_JUMP + 1)
         batch["position_ids"] = ((batch["attention_mask"] + jumps).cumsum(1) - 1).clamp(min=0)
+        if any(told is not None for told in extras["told"]):
+            batch["so_far"] = torch.full((*batch["input_ids"].shape, len(SO_FAR)), IGNORED)
+            for row, told in enumerate(extras["told"]):
+                if told is not None:
+                    self._tell(batch["so_far"][row], batch["input_ids"][row], batch["labels"][row] != IGNORED, *told)
         return batch
+
+    def _tell(
+        self, target: torch.Tensor, ids: torch.Tensor, answered: torch.Tensor, events: list[Any], answers: list[tuple]
+    ):
+        """Fills in `target` (tokens, 3): what was heard so far, and which event is told next in answers that list events."""
+        heard = (ids == self.processor.audio_token_id).nonzero().flatten()
+        heard = torch.cat([heard, (ids == self.processor.audio_end_id).nonzero().flatten()])
+        target[heard] = torch.from_numpy(so_far(events, len(heard) - 1))
+        begins = (answered & ~nn.functional.pad(answered, (1, 0))[:-1]).nonzero().flatten().tolist()
+        for begin, (answer, ends, task) in zip(begins, answers):
+            if ends is None:
+                continue
+            spans = self.processor.tokenizer(answer, return_offsets_mapping=True)["offset_mapping"]
+            column = int(task in ("transcription", "timestamps"))  # words, and events otherwise
+            # What is said at a token is the next one; after the last of an answer comes the end of the turn.
+            next_ones = [sum(end <= start for end in ends) + 1 for start, _ in [*spans, (len(answer), 0)]]
+            target[begin - 1 : begin + len(spans), column] = torch.tensor(next_ones)
+
+
+class SoFar(nn.Module):
+    """
+    Linear heads that read what was heard and told so far from states of the decoder, both by the same weights, so that the one can
+    be found by the other; thrown away afterwards. (After Lee et al., Deeply-Supervised Nets, 2015.)
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.ModuleList([nn.Linear(width, size) for size in SO_FAR])
+
+    def forward(self, states: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
+        """`states` (rows, tokens, width) of all layers and `labels` (rows, tokens, 3): the loss."""
+        losses = []
+        for head, layer, target in zip(self.linear, SO_FAR_LAYERS, labels.unbind(-1)):
+            there = target != IGNORED
+            read = nn.functional.rms_norm(states[layer][there].float(), states[layer].shape[-1:])
+            losses.append(
+                nn.functional.cross_entropy(head(read).float(), target[there], reduction="sum")
+                / there.sum().clamp(min=1)
+            )
+        return sum(losses)
 
 
 class TinyTrainer(Trainer):
@@ -445,6 +534,7 @@ class TinyTrainer(Trainer):
     def __init__(self, *args, short_steps: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
         self.short_steps = short_steps
+        self.known: list[torch.Tensor] = []  # the loss of each step since the last log, 0 where there was none
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         """
@@ -460,6 +550,28 @@ class TinyTrainer(Trainer):
                 group["params"] = [weight for weight in group["params"] if weight not in mergers]
                 optimizer.add_param_group({**group, "params": slow, "lr": MERGER_PACE * group["lr"]})
         return optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        """The standard one, and in training that of [`SoFar`]."""
+        labels = inputs.pop("so_far", None)
+        if labels is None:
+            if model.training:
+                self.known.append(torch.zeros((), device=self.args.device))
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        inputs["output_hidden_states"] = True
+        loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+        known = self.model.so_far(outputs.hidden_states, labels)
+        self.known.append(known.detach())
+        loss = loss + SO_FAR_SHARE * known
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs):
+        """The standard one, with the loss of [`SoFar`] apart from that of the answers."""
+        if "loss" in logs and self.known:
+            logs["so_far_loss"] = float(torch.stack(self.known).mean())
+            logs["loss"] -= SO_FAR_SHARE * logs["so_far_loss"]
+            self.known.clear()
+        super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> list[int]:
         tokenizer, size = self.data_collator.processor.tokenizer, self.args.train_batch_size
@@ -499,7 +611,8 @@ class Settings:
     warmup_steps: int = 100
     weight_decay: float = 0.01
     clips: int = 100_000  # different ones for the encoder alone
-    dev_clips: int = 128
+    dev_clips: int = 128  # that the ear is evaluated with
+    exam_clips: int = 64  # that the decoder is, with about nine questions each
     seed: int = 0
     workers: int = 1
     taps: Optional[int] = None
@@ -746,6 +859,7 @@ def train_decoder(
     for name in PARTS:
         # A decoder that cannot listen yet takes sound for a disturbance, and would wear out what has learned to hear.
         model.get_submodule(name).requires_grad_(False)
+    model.so_far = SoFar(model.config.language_config.hidden_size)
     if settings.compile:
         # Each layer has its own graphs, with clips and without, for training and evaluation; beyond the limit, which counts those
         # of all layers together, nothing is compiled.
@@ -755,7 +869,7 @@ def train_decoder(
     count, texts, lists = (
         steps * settings.batch_size for steps in (settings.steps, settings.text_steps, settings.list_steps)
     )
-    exam = Exam(dev, settings.dev_clips // 2)
+    exam = Exam(dev, settings.exam_clips)
     trainer = TinyTrainer(
         model=model,
         args=training_arguments(settings, folder / "model", settings.steps, settings.learning_rate),
@@ -769,6 +883,7 @@ def train_decoder(
         short_steps=settings.short_steps,
     )
     run(trainer)
+    del model.so_far
     save_without_code(model.to(torch.bfloat16), processor, folder / "moss-audio-tiny")
     return folder / "moss-audio-tiny"
 
