@@ -45,7 +45,7 @@ CLIPS = read_clips()
 PATHS = [str(path) for path, _ in CLIPS]
 THE = r'the (word "\w+"|[\w ]+)'
 FORMS = {
-    "when": rf"{THE.capitalize()} (starts|ends) at \d+\.\d\d seconds\.",
+    "when": rf"T{THE[1:]} (starts|ends) at \d+\.\d\d seconds\.",
     "count": r"\d\.",
     "order": rf"((First|Last) comes|(After|Before) {THE} comes) (the word \"\w+\"|a [\w ]+|clicks|nothing)\.",
     "presence": r"Yes\.|No\.",

@@ -20,6 +20,7 @@ is each answer. `python -m moss_audio.training.tiny_world OUT --split test --cli
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -300,7 +301,7 @@ class TinyWorld:
         self.vocabulary = Vocabulary(split) if vocabulary is None else vocabulary
 
     def generator(self, index: int, purpose: int = 0) -> np.random.Generator:
-        """The random numbers of a clip (purpose 0), of the questions about it (1) or of what training does to it (2)."""
+        """The random numbers of a clip (purpose 0), of the questions about it (1), of what training does to it (2) or splices it with (3)."""
         return np.random.default_rng([SPLITS.index(self.split), self.seed, index, purpose])
 
     def outline(self, index: int) -> Clip:
@@ -335,9 +336,8 @@ class TinyWorld:
         """
         count = min(int(rng.choice(MOST_EVENTS + 1, p=(0.06, 0.16, 0.2, 0.22, 0.2, 0.16))), int(seconds / 1.1))
         labels = [rng.choice(WORDS) if rng.random() < 0.6 else rng.choice(SOUNDS) for _ in range(count)]
-        if (
-            self.split == "train" and rng.random() < 0.25
-        ):  # how often something was heard is learned where it is heard again
+        # How often something was heard is learned where it is heard again.
+        if self.split == "train" and rng.random() < 0.25:
             labels = [labels[index] for index in rng.integers(0, 2, count)] if count > 2 else labels[:1] * count
         parts = [self._sound(rng, label) for label in labels]
         spans = [loud_part(part) if label in WORDS else (0, len(part)) for label, part in zip(labels, parts)]
@@ -715,7 +715,7 @@ def listed(question: Question, clip: Clip) -> Optional[list[int]]:
         return None
     text, ends, place = question.answer.lower(), [], 0
     for event in words_of(clip) if words else clip.events:
-        place = text.index(event.label, place) + len(event.label)
+        place = re.compile(rf"\b{event.label}\b").search(text, place).end()
         if question.task == "timestamps":
             place = text.index("]", place) + 1
         ends.append(place)

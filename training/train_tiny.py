@@ -14,8 +14,8 @@
 """Trains moss-audio-tiny from nothing, by the standard Trainer: `python -m moss_audio.training.train_tiny OUT`.
 
 First the ear (encoder and adapter) alone, on what the generator knows about every 80 ms; then, with the ear as it is,
-mergers and decoder on questions and answers about clips that are made as they are needed: lists of what is heard come
-first. Interrupted, the training goes on from its last checkpoint.
+mergers and decoder on questions and answers about clips that are made as they are needed: text alone comes first, then lists of what
+is heard, with heads for a while that read from the decoder which event comes next. Interrupted, the training goes on from its last checkpoint.
 """
 
 import argparse
@@ -491,7 +491,7 @@ class UnevenCollator(MossAudioDataCollator):
         heard = torch.cat([heard, (ids == self.processor.audio_end_id).nonzero().flatten()])
         target[heard] = torch.from_numpy(so_far(events, len(heard) - 1))
         begins = (answered & ~nn.functional.pad(answered, (1, 0))[:-1]).nonzero().flatten().tolist()
-        for begin, (answer, ends, task) in zip(begins, answers):
+        for begin, (answer, ends, task) in zip(begins, answers, strict=True):
             if ends is None:
                 continue
             spans = self.processor.tokenizer(answer, return_offsets_mapping=True)["offset_mapping"]
@@ -503,8 +503,8 @@ class UnevenCollator(MossAudioDataCollator):
 
 class SoFar(nn.Module):
     """
-    Linear heads that read what was heard and told so far from states of the decoder, both by the same weights, so that the one can
-    be found by the other; thrown away afterwards. (After Lee et al., Deeply-Supervised Nets, 2015.)
+    Linear heads that read what was heard and told so far from states of the decoder, each of them both by the same weights, so that
+    the one can be found by the other; thrown away afterwards. (After Lee et al., Deeply-Supervised Nets, 2015.)
     """
 
     def __init__(self, width: int):
@@ -554,7 +554,7 @@ class TinyTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         """The standard one, and in training that of [`SoFar`]."""
         labels = inputs.pop("so_far", None)
-        if labels is None:
+        if labels is None or not model.training:
             if model.training:
                 self.known.append(torch.zeros((), device=self.args.device))
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
@@ -562,7 +562,7 @@ class TinyTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
         known = self.model.so_far(outputs.hidden_states, labels)
         self.known.append(known.detach())
-        loss = loss + SO_FAR_SHARE * known
+        loss = loss + SO_FAR_SHARE * known / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args, **kwargs):
@@ -571,6 +571,7 @@ class TinyTrainer(Trainer):
             logs["so_far_loss"] = float(torch.stack(self.known).mean())
             logs["loss"] -= SO_FAR_SHARE * logs["so_far_loss"]
             self.known.clear()
+        logs.pop("train_loss", None)  # the mean of all steps, of both
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Optional[Dataset] = None) -> list[int]:
