@@ -88,7 +88,7 @@ def test_the_snippets_of_the_documentation_run(native_folder, tmp_path, monkeypa
 
 
 def test_only_flags_of_both_versions_are_used():
-    """`TrainingArguments` of Transformers 4.57 and 5.23 have these; all others are ours."""
+    """`TrainingArguments` of Transformers 4.57 and 5.24 have these; all others are ours."""
     from moss_audio.training.finetune import DataArguments, ModelArguments
 
     common = {
