@@ -98,7 +98,7 @@ def test_a_batch_tells_which_event_comes_next(made):
     batch = train_tiny.UnevenCollator(made)([*samples, {"messages": messages(None, asked)}])
     so_far, ids = batch["so_far"], batch["input_ids"]
     assert so_far.shape == (5, ids.shape[1], 3) and (so_far[4] == IGNORED).all()
-    expected = [*train_tiny.so_far(events, 19).tolist()]
+    expected = train_tiny.so_far(events, 19).tolist()
     told = []
     for row, tokens, labels in zip(so_far[:4], ids, batch["labels"]):
         heard = (tokens == made.audio_token_id) | (tokens == made.audio_end_id)

@@ -301,7 +301,10 @@ class TinyWorld:
         self.vocabulary = Vocabulary(split) if vocabulary is None else vocabulary
 
     def generator(self, index: int, purpose: int = 0) -> np.random.Generator:
-        """The random numbers of a clip (purpose 0), of the questions about it (1), of what training does to it (2) or splices it with (3)."""
+        """
+        The random numbers of a clip (purpose 0), of the questions about it (1), of what training does to it (2) or splices it
+        with (3).
+        """
         return np.random.default_rng([SPLITS.index(self.split), self.seed, index, purpose])
 
     def outline(self, index: int) -> Clip:
@@ -457,9 +460,9 @@ def _when(clip: Clip, rng: np.random.Generator) -> Optional[Question]:
     event, end = _pick(rng, _once(clip)), rng.random() < 0.4
     words = ("end", "stop", "finish") if end else ("start", "begin", "set in")
     prompt = _pick(rng, ("When does {} {}?", "At what time does {} {}?", "At how many seconds does {} {}?"))
-    prompt, thing = prompt.format(_the(event.label), _pick(rng, words)), _the(event.label)
-    answer = f"{thing} ends at {event.end:.2f} seconds" if end else f"{thing} starts at {event.start:.2f} seconds"
-    return Question("when", prompt, _sentence(answer))
+    thing = _the(event.label)
+    told = f"ends at {event.end:.2f}" if end else f"starts at {event.start:.2f}"
+    return Question("when", prompt.format(thing, _pick(rng, words)), _sentence(f"{thing} {told} seconds"))
 
 
 def _count(clip: Clip, rng: np.random.Generator) -> Question:
@@ -565,7 +568,8 @@ ASKERS: dict[str, Callable[[Clip, np.random.Generator], Optional[Question]]] = {
     "presence": _presence,
     "choice": _choice,
 }
-_LISTS = ("transcription", "timestamps", "description")
+WORD_LISTS = ("transcription", "timestamps")  # whose answers list words, and no sounds
+_LISTS = (*WORD_LISTS, "description")
 _THOUGHTFUL = ("when", "count", "order", "presence", "choice")
 
 
@@ -710,7 +714,7 @@ def listed(question: Question, clip: Clip) -> Optional[list[int]]:
     Where in an answer that lists events each of them has been told: so many of its characters, ascending. None where the answer
     lists none.
     """
-    words = question.task in ("transcription", "timestamps")
+    words = question.task in WORD_LISTS
     if not (words or question.task == "description" or question.task.endswith("-thinking")):
         return None
     text, ends, place = question.answer.lower(), [], 0

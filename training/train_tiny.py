@@ -14,8 +14,9 @@
 """Trains moss-audio-tiny from nothing, by the standard Trainer: `python -m moss_audio.training.train_tiny OUT`.
 
 First the ear (encoder and adapter) alone, on what the generator knows about every 80 ms; then, with the ear as it is,
-mergers and decoder on questions and answers about clips that are made as they are needed: text alone comes first, then lists of what
-is heard, with heads for a while that read from the decoder which event comes next. Interrupted, the training goes on from its last checkpoint.
+mergers and decoder on questions and answers about clips that are made as they are needed. Text alone comes first, then lists
+of what is heard; heads that are thrown away afterwards read from the decoder which event comes next. Interrupted, the training
+goes on from its last checkpoint.
 """
 
 import argparse
@@ -49,8 +50,10 @@ from moss_audio.training import MossAudioDataCollator
 from moss_audio.training.tiny_world import (
     LABELS,
     RATE,
+    WORD_LISTS,
     WORDS,
     Clip,
+    Event,
     Question,
     TinyWorld,
     Vocabulary,
@@ -215,6 +218,11 @@ MERGER_PACE = 0.1  # learning rate of the mergers, of the decoder's
 MERGER_SHARE = 0.1  # of what the adapter hands on, about: what the mergers add when the decoder begins to learn
 
 
+def tokens_within(event: Event, centres: np.ndarray) -> np.ndarray:
+    """Which tokens, by the seconds of their `centres`, are of an event."""
+    return np.flatnonzero((centres >= event.start - 0.02) & (centres < event.end + 0.02))
+
+
 def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) -> np.ndarray:
     """
     What is to be heard in each 80 ms of a clip. The seconds are not: the markers tell them.
@@ -228,7 +236,7 @@ def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) ->
     labels[:, 0] = 0
     centres = (np.arange(tokens) + 0.5) / TOKENS_PER_SECOND
     for event in events:
-        inside = np.flatnonzero((centres >= event.start - 0.02) & (centres < event.end + 0.02))
+        inside = tokens_within(event, centres)
         labels[inside, 0] = 1 + LABELS.index(event.label)
         labels[inside, 1:3] = IGNORED  # the times of an event that it covers
         for token in inside:
@@ -245,7 +253,7 @@ def frame_labels(events: list[Any], tokens: int, window_seconds: float = 4.0) ->
     return labels
 
 
-def so_far(events: list[Any], tokens: int) -> np.ndarray:
+def so_far(events: list[Event], tokens: int) -> np.ndarray:
     """
     What has happened by each 80 ms of a clip in which there is an event, and by the clip's end: what a decoder has to know to go
     from one event to the next where labels come up again.
@@ -258,12 +266,17 @@ def so_far(events: list[Any], tokens: int) -> np.ndarray:
     centres = (np.arange(tokens) + 0.5) / TOKENS_PER_SECOND
     words, before = 0, 0
     for index, event in enumerate(events):
-        inside = np.flatnonzero((centres >= event.start - 0.02) & (centres < event.end + 0.02))
+        inside = tokens_within(event, centres)
         words += event.label in WORDS
         labels[inside] = index + 1, words if event.label in WORDS else IGNORED, before
         before = 1 + LABELS.index(event.label)
     labels[tokens] = len(events), words, before
     return labels
+
+
+def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The cross entropy of `logits` (tokens, values) over the `targets` (tokens,) that are not ignored; 0 where all are."""
+    return nn.functional.cross_entropy(logits, targets, reduction="sum") / (targets != IGNORED).sum().clamp(min=1)
 
 
 class Heads(nn.Module):
@@ -281,8 +294,7 @@ class Heads(nn.Module):
         # Tokens without an event count for themselves: they are most of all, and easy.
         silent, heard = (label.masked_fill((label == 0) != there, IGNORED) for there in (True, False))
         losses = [
-            nn.functional.cross_entropy(part, target, reduction="sum") / (target != IGNORED).sum().clamp(min=1)
-            for part, target in zip((parts[0], *parts), (silent, heard, *labels.unbind(1)[1:]))
+            mean_loss(part, target) for part, target in zip((parts[0], *parts), (silent, heard, *labels.unbind(1)[1:]))
         ]
         return losses[0] + losses[1] + self.times_share * sum(losses[2:]), parts[0]
 
@@ -495,7 +507,7 @@ class UnevenCollator(MossAudioDataCollator):
             if ends is None:
                 continue
             spans = self.processor.tokenizer(answer, return_offsets_mapping=True)["offset_mapping"]
-            column = int(task in ("transcription", "timestamps"))  # words, and events otherwise
+            column = int(task in WORD_LISTS)  # words, and events otherwise
             # What is said at a token is the next one; after the last of an answer comes the end of the turn.
             next_ones = [sum(end <= start for end in ends) + 1 for start, _ in [*spans, (len(answer), 0)]]
             target[begin - 1 : begin + len(spans), column] = torch.tensor(next_ones)
@@ -517,10 +529,7 @@ class SoFar(nn.Module):
         for head, layer, target in zip(self.linear, SO_FAR_LAYERS, labels.unbind(-1)):
             there = target != IGNORED
             read = nn.functional.rms_norm(states[layer][there].float(), states[layer].shape[-1:])
-            losses.append(
-                nn.functional.cross_entropy(head(read).float(), target[there], reduction="sum")
-                / there.sum().clamp(min=1)
-            )
+            losses.append(mean_loss(head(read).float(), target[there]))
         return sum(losses)
 
 
@@ -554,13 +563,11 @@ class TinyTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         """The standard one, and in training that of [`SoFar`]."""
         labels = inputs.pop("so_far", None)
-        if labels is None or not model.training:
-            if model.training:
-                self.known.append(torch.zeros((), device=self.args.device))
+        if not model.training:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
-        inputs["output_hidden_states"] = True
+        inputs["output_hidden_states"] = labels is not None
         loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
-        known = self.model.so_far(outputs.hidden_states, labels)
+        known = loss.new_zeros(()) if labels is None else self.model.so_far(outputs.hidden_states, labels)
         self.known.append(known.detach())
         loss = loss + SO_FAR_SHARE * known / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
@@ -1078,7 +1085,8 @@ def draw_curves(folder: Path, path: Path):
         axis.set(title=title, xlabel="step", ylabel=label, yscale=scale)
     for axis in axes[:2]:
         axis.legend(fontsize="small")
-    axes[2].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    if axes[2].lines:  # a run shorter than an evaluation has none
+        axes[2].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
