@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from moss_audio.tasks_moss_audio import RELEASED_CHOICE
-from moss_audio.training import load_samples
+from moss_audio.training import load_samples, tiny_world
 from moss_audio.training.tiny_world import (
     ACCENTS,
     ASKERS,
@@ -33,6 +33,7 @@ from moss_audio.training.tiny_world import (
     lookups,
     loud_part,
     main,
+    make_voices,
     matching,
     opened_choice,
     questions,
@@ -421,6 +422,31 @@ def test_words_are_trimmed():
 
 
 @needs_espeak
+def test_half_of_training_is_spoken_by_made_voices(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_world, "MADE_VOICES", 3)
+    make_voices(tmp_path)
+    spoken = [speak("seven", f"en-us+{name}", voices=tmp_path) for name in ("made0", "made1", "f3")]
+    assert all(0.15 * RATE < len(samples) < 1.0 * RATE for samples in spoken)
+    assert np.array_equal(spoken[2], speak("seven", "en-us+f3"))
+    plain = speak("seven", "en-us")  # how espeak-ng speaks with a variant that it does not know
+    for samples, other in ((spoken[0], spoken[1]), (spoken[0], plain), (spoken[1], plain)):
+        assert len(samples) != len(other) or np.abs(samples - other).max() > 0.1
+    with pytest.raises(FileExistsError):
+        make_voices(tmp_path)
+
+    said = []
+    monkeypatch.setattr(
+        tiny_world, "speak", lambda word, voice, *rest: said.append((voice, rest[-1])) or np.ones(160, np.float32)
+    )
+    for split in tiny_world.SPLITS:
+        for index in range(4):
+            Vocabulary(split)("up", index)
+    made = ["+made" in voice for voice, _ in said]
+    assert made == [False, True] * 2 + [False] * 8
+    assert [folder is not None and (folder / "espeak-ng-data").is_dir() for _, folder in said] == made
+
+
+@needs_espeak
 def test_utterances_are_kept(tmp_path):
     first, again = Vocabulary("dev", utterances=1), Vocabulary("dev", utterances=1)
     first.speak_all(tmp_path / "words.npz")
@@ -428,6 +454,8 @@ def test_utterances_are_kept(tmp_path):
     assert len(again._spoken) == len(WORDS) and [path.name for path in tmp_path.iterdir()] == ["words.npz"]
     assert np.array_equal(first("two", 0), again("two", 0))
     assert np.array_equal(Vocabulary("dev")("two", 0), first("two", 0))
+    with pytest.raises(ValueError, match=r"words.npz lacks zero\.1 and 17 more utterances"):
+        Vocabulary("dev", utterances=2).speak_all(tmp_path / "words.npz")
 
 
 @needs_espeak

@@ -398,6 +398,10 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
         settings, after=str(folder), seed=1, steps=2, text_steps=1, list_steps=0, short_steps=0, learning_rate=0.0
     )
     assert (train(on, tmp_path / "on") / "model.safetensors").read_bytes() == weights
+    heads = torch.load(tmp_path / train_tiny.HEADS, weights_only=True)
+    assert heads["linear.0.weight"].shape == (train_tiny.SO_FAR[0], 256)
+    for name, value in torch.load(tmp_path / "on" / train_tiny.HEADS, weights_only=True).items():
+        torch.testing.assert_close(value, heads[name], rtol=0, atol=0)
     train_tiny.draw_curves(tmp_path / "on", tmp_path / "on.png")
     with pytest.raises(FileNotFoundError, match="nowhere' is not the folder of a checkpoint"):
         train(replace(on, after="nowhere"), tmp_path / "lost")
@@ -418,9 +422,25 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
     assert {values["dtype"], values["audio_config"]["dtype"], values["language_config"]["dtype"]} == {"bfloat16"}
     with pytest.raises(ValueError, match="other settings"):
         train(short, tmp_path / "taken")  # with an ear of its own
+    # A decoder may go on with another ear, that of a file.
+    moved = load_file(train(on, tmp_path / "moved", tmp_path / "taken/encoder.pt") / "model.safetensors")
+    for name, value in load_file(folder / "model.safetensors").items():
+        expected = before[name] if name.startswith(train_tiny.PARTS) else value
+        torch.testing.assert_close(moved[name], expected, rtol=0, atol=0)
     # Of an ear that was taught elsewhere there is no log; the curves are those of the decoder alone.
     train(short, tmp_path / "elsewhere", tmp_path / "encoder.pt")
     train_tiny.draw_curves(tmp_path / "elsewhere", tmp_path / "elsewhere.png")
+
+
+def test_halfway_is_the_mean_of_before_and_after(made):
+    model = make_model(made)
+    weight, kept = model.audio_adapter.gate_proj.weight, model.language_model.norm.weight.clone()
+    before = {"audio_adapter.gate_proj.weight": weight.detach().clone()}
+    with torch.no_grad():
+        weight += 2
+    train_tiny._go_half_back(model, before)
+    torch.testing.assert_close(weight, before["audio_adapter.gate_proj.weight"] + 1)
+    torch.testing.assert_close(model.language_model.norm.weight, kept)
 
 
 def test_steps_that_do_not_fit_each_other_are_refused(tmp_path):
@@ -455,9 +475,12 @@ def test_an_ear_that_is_not_there_or_not_wanted_is_refused(tmp_path):
     ):
         with pytest.raises(error, match=words):
             train(Settings(), tmp_path / "run", tmp_path / wrong)
-    for settings, encoder in ((Settings(after="there"), tmp_path), (Settings(after="there", taps=0), None)):
-        with pytest.raises(ValueError, match="goes with neither encoder .* nor taps"):
-            train(settings, tmp_path / "run", encoder)
+    with pytest.raises(ValueError, match="must be an `encoder.pt`"):
+        train(Settings(after="there"), tmp_path / "run", Path(TINY))
+    with pytest.raises(ValueError, match="halfway .* needs after"):
+        train(Settings(halfway=True), tmp_path / "run")
+    with pytest.raises(ValueError, match="does not go with taps"):
+        train(Settings(after="there", taps=0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -24,9 +24,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
@@ -50,7 +53,8 @@ WORDS = (
 SOUNDS = ("beep", "sweep", "noise burst", "clicks", "bell", "chord")
 LABELS = (*WORDS, *SOUNDS)
 SPLITS = ("train", "dev", "test")
-UTTERANCES = 500  # of each word in a split
+UTTERANCES = {"train": 2000, "dev": 500, "test": 500}  # of each word
+MADE_VOICES = 500  # by chance, for every other utterance of training
 CLIP_SECONDS = (2.0, 12.0)
 MOST_EVENTS = 5
 
@@ -62,7 +66,8 @@ ACCENTS = (
     *("en-us", "en-us", "en-us", "en-gb", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan"),
     *("en-gb-x-gbcwmd", "en-029"),
 )
-# Variants of espeak-ng's voices: training and dev speak with the first ones, test with the others alone.
+# Variants of espeak-ng's voices: training and dev speak with the first ones, training with made ones, too, and test with the
+# others alone.
 HEARD_VARIANTS = (
     *("", "Alex", "Alicia", "Andrea", "Andy", "Annie", "David", "Denis", "Diogo", "Gene", "Henrique", "Hugo", "Lee"),
     *("Marco", "Mario", "Michael", "Mike", "adam", "anika", "announcer", "antonio", "aunty", "benjamin", "boris"),
@@ -111,13 +116,70 @@ def check_espeak() -> str:
     return path
 
 
-def speak(word: str, voice: str, words_per_minute: int = 160, pitch: int = 50) -> np.ndarray:
+def make_voices(folder: Path):
+    """
+    Writes espeak-ng's data with `MADE_VOICES` more variants of voices, "made0" and so on, into a new folder `espeak-ng-data` in
+    `folder`, for [`speak`]. Formants, pitch and breath of each are drawn by its number.
+
+    Raises:
+        FileNotFoundError: where espeak-ng or its data is missing.
+    """
+    version = subprocess.run([check_espeak(), "--version"], capture_output=True, text=True).stdout
+    data = Path(version.partition("Data at:")[2].strip() or ".")
+    if not (data / "voices" / "!v").is_dir():
+        raise FileNotFoundError(f"espeak-ng says {version.strip()!r}, and there are no variants of voices in {data}.")
+    shutil.copytree(data, folder / "espeak-ng-data")
+    for index in range(MADE_VOICES):
+        variant = folder / "espeak-ng-data" / "voices" / "!v" / f"made{index}"
+        variant.write_text(_made_voice(index), encoding="utf-8")
+
+
+def _made_voice(index: int) -> str:
+    """A variant as espeak-ng's files describe it; in percent of the voice, but for pitches in hertz and grades of 0 to 7."""
+    rng = np.random.default_rng([len(SPLITS), index])
+    lowest, throat = rng.uniform(65, 200), rng.uniform(88, 116)
+    lines = ["language variant", f"name made{index}", f"pitch {lowest:.0f} {lowest * rng.uniform(1.2, 1.7):.0f}"]
+    for formant in range(9):
+        frequency, strength, width = throat * rng.uniform(0.94, 1.06), rng.uniform(55, 150), rng.uniform(65, 160)
+        lines.append(f"formant {formant} {frequency:.0f} {strength:.0f} {width:.0f}")
+    lines.append("consonants {} {}".format(*rng.integers(60, 131, 2)))
+    optional = (
+        f"voicing {rng.integers(60, 200)}",
+        f"roughness {rng.integers(1, 5)}",
+        f"flutter {rng.integers(1, 8)}",
+        "breath " + " ".join(str(grade) for grade in rng.integers(0, 5, 8)),
+        f"echo {rng.integers(40, 150)} {rng.integers(5, 20)}",
+        f"klatt {rng.integers(1, 6)}",
+    )
+    return "\n".join([*lines, *(line for line in optional if rng.random() < 0.25), ""])
+
+
+_making = Lock()
+
+
+@cache
+def _one_folder_of_voices() -> tempfile.TemporaryDirectory:
+    folder = tempfile.TemporaryDirectory(prefix="voices-")
+    make_voices(Path(folder.name))
+    return folder
+
+
+def _made_voices() -> tempfile.TemporaryDirectory:
+    """The made voices of this process, which are gone when it ends."""
+    with _making:  # or threads would make several
+        return _one_folder_of_voices()
+
+
+def speak(
+    word: str, voice: str, words_per_minute: int = 160, pitch: int = 50, voices: Optional[Path] = None
+) -> np.ndarray:
     """
     A word as espeak-ng says it, without the silence around it.
 
     Args:
         voice: accent and variant as espeak-ng names them, e.g. "en-us+f2".
         pitch: 0 to 99.
+        voices: the folder of [`make_voices`], by default that of espeak-ng itself.
 
     Returns:
         float32 `(samples,)` at 16 kHz, loudest 5 ms at an RMS of 1.
@@ -127,6 +189,8 @@ def speak(word: str, voice: str, words_per_minute: int = 160, pitch: int = 50) -
         RuntimeError: where it fails or stays silent.
     """
     command = [check_espeak(), "-v", voice, "-s", str(words_per_minute), "-p", str(pitch), "--stdout", word]
+    if voices is not None:
+        command.insert(1, f"--path={voices}")
     done = subprocess.run(command, capture_output=True)
     if done.returncode or len(done.stdout) <= 44:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip() or 'no sound'}")
@@ -171,9 +235,9 @@ class Vocabulary:
     They are spoken when first needed; `speak_all` speaks them ahead, and `path` keeps them.
     """
 
-    def __init__(self, split: str, utterances: int = UTTERANCES):
+    def __init__(self, split: str, utterances: Optional[int] = None):
         self.split = split
-        self.utterances = utterances
+        self.utterances = UTTERANCES[split] if utterances is None else utterances
         self._spoken: dict[tuple[str, int], np.ndarray] = {}
 
     def __call__(self, word: str, index: int) -> np.ndarray:
@@ -185,17 +249,33 @@ class Vocabulary:
 
     def _speak(self, word: str, index: int) -> np.ndarray:
         rng = np.random.default_rng([SPLITS.index(self.split), WORDS.index(word), index])
-        variants = UNHEARD_VARIANTS if self.split == "test" else HEARD_VARIANTS
-        voice = "+".join(part for part in (rng.choice(ACCENTS), rng.choice(variants)) if part)
-        samples = speak(word, voice, int(rng.integers(110, 230)), int(rng.integers(20, 80)))
+        accent, made = rng.choice(ACCENTS), self.split == "train" and index % 2 == 1
+        if made:
+            variant = f"made{rng.integers(MADE_VOICES)}"
+        else:
+            variant = rng.choice(UNHEARD_VARIANTS if self.split == "test" else HEARD_VARIANTS)
+        voice = "+".join(part for part in (accent, variant) if part)
+        speed, pitch = int(rng.integers(110, 230)), int(rng.integers(20, 80))
+        samples = speak(word, voice, speed, pitch, Path(_made_voices().name) if made else None)
         return raised(samples, rng.uniform(0.92, 1.09))
 
     def speak_all(self, path: Optional[Path] = None):
-        """Speaks every utterance now, or reads them from the `.npz` at `path`, which is written where it is missing."""
+        """
+        Speaks every utterance now, or reads them from the `.npz` at `path`, which is written where it is missing.
+
+        Raises:
+            ValueError: where the file lacks some of them.
+        """
         keys = [(word, index) for word in WORDS for index in range(self.utterances)]
         names = [f"{word}.{index}" for word, index in keys]
         if path is not None and path.exists():
             with np.load(path) as kept:
+                lacking = [name for name in names if name not in kept]
+                if lacking:
+                    raise ValueError(
+                        f"{path} lacks {lacking[0]} and {len(lacking) - 1} more utterances of {self.split}: it was written by "
+                        "another version; remove it, and they are spoken anew."
+                    )
                 self._spoken.update({key: kept[name] for key, name in zip(keys, names)})
             return
         with ThreadPoolExecutor(os.cpu_count()) as pool:

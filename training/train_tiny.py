@@ -214,6 +214,7 @@ SPLICED = 0.2  # of the clips in conversations: the share that is put together f
 SO_FAR = (16, 16, 1 + len(LABELS))  # how many values each column of `so_far` has
 SO_FAR_LAYERS = (2, 2, 3)  # after how many of the decoder's layers each of them is to be known
 SO_FAR_SHARE = 0.3  # what the columns count beside the answers
+HEADS = "so_far.pt"  # where a run keeps what reads these columns, for one that goes on from its checkpoint
 MERGER_PACE = 0.1  # learning rate of the mergers, of the decoder's
 MERGER_SHARE = 0.1  # of what the adapter hands on, about: what the mergers add when the decoder begins to learn
 
@@ -607,7 +608,7 @@ class TinyTrainer(Trainer):
 class Settings:
     """What a run is made of; written beside its results."""
 
-    encoder_steps: int = 8600
+    encoder_steps: int = 11_200
     word_steps: int = 2640  # the first of them, in which times count for little
     steps: int = 2900
     batch_size: int = 32
@@ -626,6 +627,7 @@ class Settings:
     taps: Optional[int] = None
     time_markers: bool = True
     after: Optional[str] = None  # folder of a checkpoint whose decoder learns on
+    halfway: bool = False  # whether mergers and decoder are in the end the mean of what they were and have become
     compile: bool = False  # the decoder's layers, by torch.compile: a quarter less time; it wants a C++ compiler
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -829,9 +831,17 @@ def quieten_mergers(model: MossAudioModel, features: torch.Tensor):
         merger.down_proj.weight *= MERGER_SHARE
 
 
-def go_on(settings: Settings, processor: MossAudioProcessor, dev: TinyWorld) -> MossAudioModel:
-    """The model of the checkpoint after which a run comes."""
-    return MossAudioModel.from_pretrained(settings.after, dtype=torch.float32)
+def go_on(
+    settings: Settings,
+    processor: MossAudioProcessor,
+    dev: TinyWorld,
+    taught: Optional[dict[str, dict[str, torch.Tensor]]] = None,
+) -> MossAudioModel:
+    """The model of the checkpoint after which a run comes; where an ear was `taught`, with that one."""
+    model = MossAudioModel.from_pretrained(settings.after, dtype=torch.float32)
+    if taught is not None:
+        _fill(model, taught, "that was taught")
+    return model
 
 
 def begin_model(
@@ -868,6 +878,9 @@ def train_decoder(
         # A decoder that cannot listen yet takes sound for a disturbance, and would wear out what has learned to hear.
         model.get_submodule(name).requires_grad_(False)
     model.so_far = SoFar(model.config.language_config.hidden_size)
+    kept = Path(settings.after).parent / HEADS if settings.after else None
+    if kept and kept.exists():
+        model.so_far.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
     if settings.compile:
         # Each layer has its own graphs, with clips and without, for training and evaluation; beyond the limit, which counts those
         # of all layers together, nothing is compiled.
@@ -890,10 +903,26 @@ def train_decoder(
         preprocess_logits_for_metrics=likeliest,
         short_steps=settings.short_steps,
     )
+    learning = ("language_model", "deepstack_audio_merger_list")
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters() if name.startswith(learning)}
     run(trainer)
+    if settings.halfway:
+        _go_half_back(model, before)
+    torch.save(model.so_far.state_dict(), folder / HEADS)
     del model.so_far
     save_without_code(model.to(torch.bfloat16), processor, folder / "moss-audio-tiny")
     return folder / "moss-audio-tiny"
+
+
+@torch.no_grad()
+def _go_half_back(model: MossAudioModel, before: dict[str, torch.Tensor]):
+    """
+    Makes weights the mean of what they were `before` and are now: what was learned last without all of what was forgotten for it.
+    (After Wortsman et al., Robust Fine-tuning of Zero-Shot Models, 2022.)
+    """
+    for name, weight in model.named_parameters():
+        if name in before:
+            weight.lerp_(before[name].to(weight.device), 0.5)
 
 
 def _kept_processor(folder: Path, after: Optional[str]) -> MossAudioProcessor:
@@ -971,7 +1000,8 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None, word
     Args:
         folder: where settings, logs, checkpoints and the result go.
         encoder: an `encoder.pt` of another run, or the folder of a checkpoint whose encoder and adapter are taken, so that the
-            first stage only teaches heads to read from them; by default encoder and adapter are taught now.
+            first stage only teaches heads to read from them; by default encoder and adapter are taught now, or where
+            `settings.after` is given, those of that checkpoint are kept.
         words: the file that keeps the spoken words, made where it is missing; by default one in `folder`.
 
     Returns:
@@ -986,7 +1016,7 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None, word
     taught = _read_ear(encoder) if encoder and encoder.is_file() else None
     world, dev = _worlds(settings, folder, encoder, words)
     if settings.after:
-        return train_decoder(settings, folder, world, dev, go_on)
+        return train_decoder(settings, folder, world, dev, partial(go_on, taught=taught))
     taught = taught or train_encoder(settings, folder, world, dev, encoder)
     return train_decoder(settings, folder, world, dev, partial(begin_model, taught=taught))
 
@@ -1004,13 +1034,19 @@ def _check(settings: Settings, encoder: Optional[Path]):
             f"short_steps {settings.short_steps} ≤ list_steps {list_steps} ≤ steps {settings.steps} - text_steps {text_steps} "
             "must hold: texts come first, then short lists, then lists, then all."
         )
-    if settings.after and (encoder is not None or settings.taps is not None):
+    if settings.after and settings.taps is not None:
         raise ValueError(
-            f"after {settings.after!r} goes with neither encoder ({encoder}) nor taps ({settings.taps}; --no-deepstack): a "
-            "checkpoint has its own ear and mergers."
+            f"after {settings.after!r} does not go with taps ({settings.taps}; --no-deepstack): a checkpoint has its own mergers."
         )
     if encoder is not None and not (encoder.is_file() or (encoder / "config.json").is_file()):
         raise FileNotFoundError(f"encoder {encoder} is neither an `encoder.pt` nor the folder of a checkpoint.")
+    if settings.halfway and not settings.after:
+        raise ValueError("halfway (--halfway) needs after (--after): a new decoder has nothing to go back to.")
+    if settings.after and encoder is not None and not encoder.is_file():
+        raise ValueError(
+            f"after {settings.after!r}, encoder {encoder} must be an `encoder.pt`: from the folder of a checkpoint only a new "
+            "decoder begins."
+        )
     if settings.after and not Path(settings.after, "config.json").is_file():
         raise FileNotFoundError(f"after {settings.after!r} is not the folder of a checkpoint.")
     check_espeak()
@@ -1119,7 +1155,13 @@ def main(arguments: Optional[list[str]] = None):
     parser.add_argument(
         "--after",
         metavar="CHECKPOINT",
-        help="folder of a checkpoint of this command, whose decoder learns on; choose another seed",
+        help="folder of a checkpoint of this command, whose decoder learns on, with the ear of --encoder if that is an "
+        "`encoder.pt`; choose another seed",
+    )
+    parser.add_argument(
+        "--halfway",
+        action="store_true",
+        help="end with the mean of the decoder's weights at the beginning and at the end; with --after",
     )
     parser.add_argument("--encoder", type=Path, metavar="PATH", help=ENCODER_HELP)
     parser.add_argument("--compile", action="store_true", help="compile the decoder's layers; needs a C++ compiler")
@@ -1133,6 +1175,7 @@ def main(arguments: Optional[list[str]] = None):
         taps=0 if options.no_deepstack else None,
         time_markers=not options.no_time_markers,
         after=options.after,
+        halfway=options.halfway,
     )
     try:
         import_pyplot()  # it would be missed after hours
