@@ -403,6 +403,19 @@ def test_two_minutes_of_training_lower_the_loss(tmp_path, monkeypatch):
     for name, value in torch.load(tmp_path / "on" / train_tiny.HEADS, weights_only=True).items():
         torch.testing.assert_close(value, heads[name], rtol=0, atol=0)
     train_tiny.draw_curves(tmp_path / "on", tmp_path / "on.png")
+    ends = []
+    for name, halfway in (("full", False), ("half", True)):
+        learning = replace(on, learning_rate=1e-3, halfway=halfway)
+        ends.append(load_file(train(learning, tmp_path / name) / "model.safetensors"))
+    learned = [name for name in ends[0] if not name.startswith(train_tiny.PARTS)]
+    beginning = load_file(folder / "model.safetensors")
+    begun, full, half = (
+        torch.cat([state[name].float().flatten() for name in learned]) for state in (beginning, *ends)
+    )
+    assert (half - (begun + full) / 2).abs().mean() < 0.3 * (full - begun).abs().mean()  # bfloat16 leaves something
+    (tmp_path / "half" / train_tiny.HEADS).write_bytes(b"other")
+    with pytest.raises(ValueError, match="so_far.pt has no heads of this command"):
+        train(replace(on, after=str(tmp_path / "half/moss-audio-tiny")), tmp_path / "lost")
     with pytest.raises(FileNotFoundError, match="nowhere' is not the folder of a checkpoint"):
         train(replace(on, after="nowhere"), tmp_path / "lost")
     assert not (tmp_path / "lost").exists()

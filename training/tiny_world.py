@@ -123,6 +123,7 @@ def make_voices(folder: Path):
 
     Raises:
         FileNotFoundError: where espeak-ng or its data is missing.
+        FileExistsError: where `folder` has espeak-ng's data already.
     """
     version = subprocess.run([check_espeak(), "--version"], capture_output=True, text=True).stdout
     data = Path(version.partition("Data at:")[2].strip() or ".")
@@ -158,7 +159,7 @@ _making = Lock()
 
 
 @cache
-def _one_folder_of_voices() -> tempfile.TemporaryDirectory:
+def _one_folder_of_voices(count: int) -> tempfile.TemporaryDirectory:
     folder = tempfile.TemporaryDirectory(prefix="voices-")
     make_voices(Path(folder.name))
     return folder
@@ -167,7 +168,7 @@ def _one_folder_of_voices() -> tempfile.TemporaryDirectory:
 def _made_voices() -> tempfile.TemporaryDirectory:
     """The made voices of this process, which are gone when it ends."""
     with _making:  # or threads would make several
-        return _one_folder_of_voices()
+        return _one_folder_of_voices(MADE_VOICES)
 
 
 def speak(
@@ -273,8 +274,8 @@ class Vocabulary:
                 lacking = [name for name in names if name not in kept]
                 if lacking:
                     raise ValueError(
-                        f"{path} lacks {lacking[0]} and {len(lacking) - 1} more utterances of {self.split}: it was written by "
-                        "another version; remove it, and they are spoken anew."
+                        f"{path} lacks {len(lacking)} of the {len(names)} utterances of {self.split}, such as {lacking[0]}; it "
+                        "may be of another version. Remove it, and all are spoken anew."
                     )
                 self._spoken.update({key: kept[name] for key, name in zip(keys, names)})
             return

@@ -15,7 +15,7 @@
 
 First the ear (encoder and adapter) alone, on what the generator knows about every 80 ms; then, with the ear as it is,
 mergers and decoder on questions and answers about clips that are made as they are needed. Text alone comes first, then lists
-of what is heard; heads that are thrown away afterwards read from the decoder which event comes next. Interrupted, the training
+of what is heard; heads that are no part of the checkpoint read from the decoder which event comes next. Interrupted, the training
 goes on from its last checkpoint.
 """
 
@@ -517,7 +517,7 @@ class UnevenCollator(MossAudioDataCollator):
 class SoFar(nn.Module):
     """
     Linear heads that read what was heard and told so far from states of the decoder, each of them both by the same weights, so that
-    the one can be found by the other; thrown away afterwards. (After Lee et al., Deeply-Supervised Nets, 2015.)
+    the one can be found by the other; no part of a checkpoint, but kept for a run that goes on from it. (After Lee et al., Deeply-Supervised Nets, 2015.)
     """
 
     def __init__(self, width: int):
@@ -715,7 +715,7 @@ def _fill(module: nn.Module, weights: dict[str, dict[str, torch.Tensor]], where:
     for name in PARTS:
         try:
             module.get_submodule(name).load_state_dict(weights[name])
-        except RuntimeError as error:
+        except (KeyError, RuntimeError) as error:
             raise ValueError(
                 f"the `{name}` {where} has other shapes than that of moss-audio-tiny; take one of this command."
             ) from error
@@ -865,10 +865,11 @@ def train_decoder(
     world: TinyWorld,
     dev: TinyWorld,
     begin: Callable[[Settings, MossAudioProcessor, TinyWorld], MossAudioModel],
+    heads: Optional[dict[str, torch.Tensor]] = None,
 ) -> Path:
     """
     Trains mergers and decoder of the model that `begin` makes on conversations; returns the folder that holds the bfloat16
-    checkpoint.
+    checkpoint. [`SoFar`] is new, or has the weights `heads`.
     """
     set_seed(settings.seed)
     processor = _kept_processor(folder, settings.after)
@@ -878,9 +879,8 @@ def train_decoder(
         # A decoder that cannot listen yet takes sound for a disturbance, and would wear out what has learned to hear.
         model.get_submodule(name).requires_grad_(False)
     model.so_far = SoFar(model.config.language_config.hidden_size)
-    kept = Path(settings.after).parent / HEADS if settings.after else None
-    if kept and kept.exists():
-        model.so_far.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True))
+    if heads is not None:
+        model.so_far.load_state_dict(heads)
     if settings.compile:
         # Each layer has its own graphs, with clips and without, for training and evaluation; beyond the limit, which counts those
         # of all layers together, nothing is compiled.
@@ -903,12 +903,18 @@ def train_decoder(
         preprocess_logits_for_metrics=likeliest,
         short_steps=settings.short_steps,
     )
-    learning = ("language_model", "deepstack_audio_merger_list")
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters() if name.startswith(learning)}
+    # New heads have nothing to go back to.
+    learning = ("language_model", "deepstack_audio_merger_list", *(["so_far"] if heads is not None else []))
+    before = {
+        name: weight.detach().clone()
+        for name, weight in model.named_parameters()
+        if settings.halfway and name.startswith(learning)
+    }
     run(trainer)
-    if settings.halfway:
-        _go_half_back(model, before)
-    torch.save(model.so_far.state_dict(), folder / HEADS)
+    _go_half_back(model, before)
+    unfinished = folder / f"{HEADS}.partial"
+    torch.save(model.so_far.state_dict(), unfinished)
+    unfinished.replace(folder / HEADS)
     del model.so_far
     save_without_code(model.to(torch.bfloat16), processor, folder / "moss-audio-tiny")
     return folder / "moss-audio-tiny"
@@ -1014,9 +1020,10 @@ def train(settings: Settings, folder: Path, encoder: Optional[Path] = None, word
     """
     _check(settings, encoder)
     taught = _read_ear(encoder) if encoder and encoder.is_file() else None
+    heads = _read_heads(settings.after) if settings.after else None
     world, dev = _worlds(settings, folder, encoder, words)
     if settings.after:
-        return train_decoder(settings, folder, world, dev, partial(go_on, taught=taught))
+        return train_decoder(settings, folder, world, dev, partial(go_on, taught=taught), heads)
     taught = taught or train_encoder(settings, folder, world, dev, encoder)
     return train_decoder(settings, folder, world, dev, partial(begin_model, taught=taught))
 
@@ -1079,6 +1086,19 @@ def _read_ear(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     if len(heads) != sum(HEARD):
         raise ValueError(f"{path} was taught other labels, by another version; teach one anew.")
     return taught
+
+
+def _read_heads(after: str) -> Optional[dict[str, torch.Tensor]]:
+    """The weights of [`SoFar`] that the run which made the checkpoint `after` has kept beside it, or None where there are none."""
+    kept = Path(after).resolve().parent / HEADS
+    if not kept.exists():
+        return None
+    try:
+        heads = torch.load(kept, map_location="cpu", weights_only=True)
+        SoFar(SIZES["language_config"]["hidden_size"]).load_state_dict(heads)
+    except Exception as error:  # whatever a file of another kind leads to
+        raise ValueError(f"{kept} has no heads of this command; remove it, and new ones are taught.") from error
+    return heads
 
 
 def import_pyplot() -> Any:
