@@ -165,10 +165,10 @@ def _one_folder_of_voices(count: int) -> tempfile.TemporaryDirectory:
     return folder
 
 
-def _made_voices() -> tempfile.TemporaryDirectory:
+def _made_voices() -> Path:
     """The made voices of this process, which are gone when it ends."""
     with _making:  # or threads would make several
-        return _one_folder_of_voices(MADE_VOICES)
+        return Path(_one_folder_of_voices(MADE_VOICES).name)
 
 
 def speak(
@@ -257,7 +257,7 @@ class Vocabulary:
             variant = rng.choice(UNHEARD_VARIANTS if self.split == "test" else HEARD_VARIANTS)
         voice = "+".join(part for part in (accent, variant) if part)
         speed, pitch = int(rng.integers(110, 230)), int(rng.integers(20, 80))
-        samples = speak(word, voice, speed, pitch, Path(_made_voices().name) if made else None)
+        samples = speak(word, voice, speed, pitch, _made_voices() if made else None)
         return raised(samples, rng.uniform(0.92, 1.09))
 
     def speak_all(self, path: Optional[Path] = None):

@@ -517,7 +517,8 @@ class UnevenCollator(MossAudioDataCollator):
 class SoFar(nn.Module):
     """
     Linear heads that read what was heard and told so far from states of the decoder, each of them both by the same weights, so that
-    the one can be found by the other; no part of a checkpoint, but kept for a run that goes on from it. (After Lee et al., Deeply-Supervised Nets, 2015.)
+    the one can be found by the other; no part of a checkpoint, but kept for a run that goes on from it. (After Lee et al.,
+    Deeply-Supervised Nets, 2015.)
     """
 
     def __init__(self, width: int):
@@ -696,10 +697,15 @@ def train_encoder(
     )
     run(trainer)
     weights = {name: part.state_dict() for name, part in ear.to("cpu").named_children()}
-    unfinished = kept.with_name("encoder.pt.partial")
-    torch.save(weights, unfinished)
-    unfinished.replace(kept)
+    _save_whole(weights, kept)
     return weights
+
+
+def _save_whole(weights: dict[str, Any], path: Path):
+    """Writes weights so that the file is there when it is complete, and not before."""
+    unfinished = path.with_name(f"{path.name}.partial")
+    torch.save(weights, unfinished)
+    unfinished.replace(path)
 
 
 def _take_ear(ear: Ear, checkpoint: Path):
@@ -912,9 +918,7 @@ def train_decoder(
     }
     run(trainer)
     _go_half_back(model, before)
-    unfinished = folder / f"{HEADS}.partial"
-    torch.save(model.so_far.state_dict(), unfinished)
-    unfinished.replace(folder / HEADS)
+    _save_whole(model.so_far.state_dict(), folder / HEADS)
     del model.so_far
     save_without_code(model.to(torch.bfloat16), processor, folder / "moss-audio-tiny")
     return folder / "moss-audio-tiny"
